@@ -1,0 +1,1 @@
+"""Who leads, and the replicated log, behind one interface."""

@@ -1,0 +1,1 @@
+"""The replicated state machine: pure, deterministic, no I/O, clock, chance or exception."""

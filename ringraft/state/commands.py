@@ -1,0 +1,166 @@
+"""What can be asked of the state machine. One class a verb; ``decide/`` has one function for each.
+
+``holder`` limits a command to one node's own leases (a worker's credential is bound to its node
+id); None means the caller may speak for any node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ringraft.state.model import Limits, NewItem
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Add one item. Done: ``{status: added|exists, work_id, state?, index?, warnings?}``."""
+
+    item: NewItem
+
+
+@dataclass(frozen=True, slots=True)
+class AddBatch:
+    """Add all or none. Done: ``{items: [{status, work_id, …} in order]}``."""
+
+    items: tuple[NewItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Grant leases. Done: ``{claimed: [work_id, …], reasons: {code: count}}``."""
+
+    node_id: str
+    work_types: tuple[str, ...] | None
+    max_items: int
+    lease_ms: int | None
+    capabilities: bytes | None
+    """Packed capabilities; None: the node's registered ones, else only items without requirements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """ASSIGNED → RUNNING. Done: ``{status: running}``."""
+
+    work_id: str
+    token: int
+    holder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRef:
+    """One lease to renew, with what the worker has to report."""
+
+    work_id: str
+    token: int
+    progress: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Extend leases, each by itself. Done: ``{leases: [{work_id, ok, …}]}``."""
+
+    node_id: str
+    leases: tuple[LeaseRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """Finish an item and add what follows from it. Done: ``{status: completed, spawned, then}``."""
+
+    work_id: str
+    token: int
+    result: bytes | None = None
+    artifacts: bytes | None = None
+    spawn: tuple[NewItem, ...] = ()
+    then: NewItem | None = None
+    holder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteBatch:
+    """Finish many, each by itself. Done: ``{items: [{status: completed}|{status: refused, code}]}``."""
+
+    items: tuple[Complete, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Done: ``{status: retry|failed, state, not_before_wall_ms}``. Always spends the attempt."""
+
+    work_id: str
+    token: int
+    error: str
+    retryable: bool = True
+    holder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Hand back without spending an attempt. Done: ``{status: released}``."""
+
+    work_id: str
+    token: int
+    holder: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Cancel one item or a group: exactly one is set. Done: ``{status: cancelled, count}``."""
+
+    work_id: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Take FAILED or CANCELLED back. Done: ``{status: retried, count}``."""
+
+    work_id: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing but time: lets due timers fire."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterNode:
+    """A node presents itself. A higher incarnation frees its older self's leases. Done: ``{status: registered, freed}``."""
+
+    node_id: str
+    incarnation: int
+    roles: tuple[str, ...]
+    work_types: tuple[str, ...] | None
+    capabilities: bytes
+    addresses: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """Membership's verdict, for information: it never ends a lease. Done: ``{}``."""
+
+    node_id: str
+    incarnation: int
+    up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A leader's first command: its epoch begins here. Done: ``{}``."""
+
+    leader_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """Set the limits. Done: ``{}``."""
+
+    limits: Limits
+
+
+Op = (
+    Add | AddBatch | Claim | Start | Renew | Complete | CompleteBatch | Fail | Release | Cancel | Retry
+    | Tick | RegisterNode | NodeStatus | Begin | Configure
+)  # fmt: skip
