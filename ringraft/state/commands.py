@@ -126,7 +126,10 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class RegisterNode:
-    """A node presents itself. A higher incarnation frees its older self's leases. Done: ``{status: registered, freed}``."""
+    """A node presents itself; a higher incarnation frees its older self's leases.
+
+    Done: ``{status: registered, freed}``.
+    """
 
     node_id: str
     incarnation: int
