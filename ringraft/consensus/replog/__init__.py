@@ -1,0 +1,1 @@
+"""PySyncObj made fit to be trusted: the only place that imports it."""
