@@ -1,0 +1,1 @@
+"""What the workers do for training: executors, each a function that runs in a process of its own."""
