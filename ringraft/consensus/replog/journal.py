@@ -38,25 +38,15 @@ ever sent from the log or applied. i carries its command, which may have to be s
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
 from typing import overload
 
-from ringraft.consensus.replog.files import LOCAL_DISK, Disk, DiskFailed, DiskFile, create_durably, disk_failure
+from ringraft.consensus.replog.files import LOCAL_DISK, Disk, DiskFailed, DiskFile, disk_failure
 from ringraft.consensus.replog.recovery import Alignment, JournalDamaged, LogEntry, Recovered, align, recover
-from ringraft.consensus.replog.segment import (
-    PAYLOAD_BYTES_MAX,
-    RECORD_BYTES,
-    SEGMENT_HEADER,
-    Kind,
-    Segment,
-    SegmentHeader,
-    encode_record,
-    segment_name,
-)
+from ringraft.consensus.replog.segment import Kind
 from ringraft.consensus.replog.snapshot import Base
-from ringraft.consensus.replog.vote import MARK_BYTES, MARK_NAME, Mark, Vote, write_mark, write_vote
+from ringraft.consensus.replog.tape import Tape
+from ringraft.consensus.replog.vote import MARK_NAME, Mark, Vote, write_mark, write_vote
 
 __all__ = ["Base", "DiskFailed", "Journal", "JournalDamaged", "LogEntry"]
 
@@ -77,30 +67,15 @@ class Journal:
     def __init__(self, directory: Path, disk: Disk, segment_bytes: int, found: Recovered) -> None:
         self._directory = directory
         self._disk = disk
-        self._segment_bytes = segment_bytes
-        self._segments = found.segments
+        self._tape = Tape(directory, disk, segment_bytes, found.segments, found.last_index)
         self._first = found.first_index
         self._entries = found.entries
         self._vote = found.vote or Vote(0, None)
         self._commit_index = found.mark.commit_index if found.mark is not None else 0
-        self._disk_first = found.first_index
-        self._failure: DiskFailed | None = None
-
-        self._active: DiskFile | None = None
+        self._kept_from = found.first_index
+        """Entries from here on stay on disk at the next compaction."""
         self._mark_file: DiskFile | None = None
         self._marked: Mark | None = None
-
-        # Shared with the thread that syncs.
-        self._state = Lock()
-        self._sync_turn = Lock()
-        self._is_syncing = False
-        self._retired: list[DiskFile] = []
-        self._written = 0
-        self._synced = 0
-        self._synced_index = 0
-        self._synced_place = (0, 0)
-        self._sync_bound = 0
-        """The lowest index that the log ended at since the sync under way began."""
 
     @classmethod
     def open(
@@ -118,16 +93,15 @@ class Journal:
         found = recover(directory, disk)
         journal = cls(directory, disk, segment_bytes, found)
         alignment = journal._check_snapshot(found, snapshot)
-        with disk_failure(directory, "open"):
-            journal._repair(found)
-            if alignment is Alignment.RESET:
-                assert snapshot is not None
-                journal._reset(snapshot)
+        journal._repair(found)
+        if alignment is Alignment.RESET:
+            assert snapshot is not None
+            journal._reset(snapshot)
         if alignment is Alignment.KEEP:
             assert snapshot is not None
             journal._forget_before(snapshot.index - 1)
             journal._commit_index = max(journal._commit_index, snapshot.index)
-            journal._disk_first = journal._first
+            journal._kept_from = journal._first
         if journal._commit_index > journal.last_index:
             logger.warning(
                 "commit index beyond the journal's end action=journal_commit_clamped commit=%d last=%d",
@@ -172,7 +146,7 @@ class Journal:
     @property
     def log_bytes(self) -> int:
         """Bytes of all segments on disk."""
-        return sum(segment.size for segment in self._segments)
+        return self._tape.size
 
     def entry(self, index: int) -> LogEntry | None:
         """The entry at this index, None when the log does not hold it."""
@@ -185,10 +159,8 @@ class Journal:
         """Append the next entry. It survives the death of this process; ``sync`` makes it survive a power cut."""
         assert idx == self.last_index + 1, f"entry {idx} cannot follow entry {self.last_index}"
         assert term <= self._vote.term, f"entry {idx} is of term {term}, beyond the present one, {self._vote.term}"
-        self._append(Kind.ENTRY, idx, term, command)
-        with self._state:
-            self._entries.append((command, idx, term))
-            self._segments[-1].last_index = idx
+        self._tape.append(Kind.ENTRY, idx, term, command)
+        self._entries.append((command, idx, term))
 
     def deleteEntriesFrom(self, entryFrom: int) -> None:
         """Void the entries from position ``entryFrom`` on: they conflict with the leader's."""
@@ -198,35 +170,30 @@ class Journal:
         assert index >= self._commit_index, (
             f"entry {index + 1} is committed (up to {self._commit_index}) and can never be truncated"
         )
-        self._append(Kind.TRUNCATE, index, 0, b"")
+        self._tape.append(Kind.TRUNCATE, index, 0, b"")
         logger.info("journal truncated action=journal_truncate last=%d was=%d", index, self.last_index)
-        with self._state:
-            del self._entries[entryFrom:]
-            self._bound_synced(index)
-            for segment in self._segments:
-                segment.last_index = min(segment.last_index, index)
+        del self._entries[entryFrom:]
 
     def deleteEntriesTo(self, entryTo: int) -> None:
-        """Forget the entries before position ``entryTo``; a snapshot at the entry after it is durable."""
-        self.compact_to(self._first + entryTo + 1)
+        """Forget the entries before position ``entryTo``: a durable snapshot covers them."""
+        self._compact(self._first + entryTo)
 
     def compact_to(self, index: int) -> None:
         """Let the log begin at ``index`` - 1, since a snapshot at ``index`` is durable.
 
         On disk the entries from the snapshot before on are kept, so that it can stand in for this one.
         """
-        assert index <= self._commit_index, f"a snapshot at {index} is ahead of the commit index {self._commit_index}"
-        self._refuse_if_failed()
-        if index - 1 <= self._first:
+        self._compact(index - 1)
+
+    def _compact(self, keep: int) -> None:
+        assert keep <= self._commit_index, f"entry {keep} is ahead of the commit index {self._commit_index}"
+        self._tape.refuse_if_failed()
+        if keep <= self._first:
             return
-        keep, self._disk_first = self._disk_first, index - 1
-        self._forget_before(index - 1)
-        with self._failing(self._directory, "remove segments"):
-            while len(self._segments) > 1 and self._segments[0].last_index < keep:
-                segment = self._segments.pop(0)
-                self._disk.remove(segment.path)
-                self._disk.sync_directory(self._directory)
-                logger.info("segment removed action=journal_compact file=%s keep=%d", segment.path, keep)
+        # One entry more than this caller kept last time: a snapshot needs the one before its own on disk.
+        self._tape.drop_below(self._kept_from - 1)
+        self._forget_before(keep)
+        self._kept_from = keep
 
     def install(self, base: Base) -> bool:
         """Follow a leader's snapshot that is durable here. True when the entries after it stay.
@@ -234,7 +201,7 @@ class Journal:
         Before it is acknowledged, and before the state is served.
         """
         assert base.term <= self._vote.term, f"a snapshot of term {base.term} in term {self._vote.term}"
-        self._refuse_if_failed()
+        self._tape.refuse_if_failed()
         if base.index - 1 <= self._first and self._entries and self._commit_index >= base.index:
             return True
         alignment = align(self._directory, self._first, self._entries, self._commit_index, base)
@@ -242,8 +209,7 @@ class Journal:
             self._commit_index = max(self._commit_index, base.index)
             self.compact_to(base.index)
             return True
-        with self._failing(self._directory, "reset"):
-            self._reset(base)
+        self._reset(base)
         return False
 
     def clear(self) -> None:
@@ -254,7 +220,7 @@ class Journal:
 
     def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
         """Durable when this returns: nobody may hear of a term or vote before."""
-        self._refuse_if_failed()
+        self._tape.refuse_if_failed()
         vote = Vote(term, votedForNodeId)
         if vote == self._vote:
             return
@@ -262,7 +228,7 @@ class Journal:
         assert term > self._vote.term or self._vote.voted_for is None, (
             f"a second vote in term {term}: for {votedForNodeId} after {self._vote.voted_for}"
         )
-        with self._failing(self._directory, "write the vote"):
+        with self._tape.failing(self._directory, "write the vote"):
             write_vote(self._disk, self._directory, vote)
         self._vote = vote
 
@@ -282,13 +248,12 @@ class Journal:
 
     def onOneSecondTimer(self) -> None:
         """Write the mark when it changed; it is advice, so nothing waits for it."""
-        self._refuse_if_failed()
-        with self._state:
-            mark = Mark(self._commit_index, *self._synced_place)
+        self._tape.refuse_if_failed()
+        mark = Mark(self._commit_index, *self._tape.synced_place)
         if mark == self._marked:
             return
         assert self._mark_file is not None
-        with self._failing(self._directory, "write the mark"):
+        with self._tape.failing(self._directory, "write the mark"):
             write_mark(self._mark_file, mark)
         self._marked = mark
 
@@ -297,58 +262,39 @@ class Journal:
     @property
     def written(self) -> int:
         """Bytes appended since the journal was opened; what ``sync`` returns is comparable."""
-        return self._written
+        return self._tape.written
 
     @property
     def synced(self) -> int:
         """How much of ``written`` survives a power cut."""
-        return self._synced
+        return self._tape.synced
 
     @property
     def synced_index(self) -> int:
         """Entries up to here survive a power cut."""
-        return self._synced_index
+        return self._tape.synced_index
 
     def sync(self) -> int:
         """Wait until everything written before this call survives a power cut; returns how much that is.
 
         May be called in any thread while the log goes on; one runs at a time. Raises DiskFailed.
         """
-        with self._sync_turn:
-            with self._state:
-                self._refuse_if_failed()
-                assert self._active is not None
-                file, place = self._active, (self._segments[-1].header.sequence, self._segments[-1].size)
-                written, index = self._written, self.last_index
-                self._sync_bound = index
-                self._is_syncing = True
-            try:
-                # The segments before are synced: each was when the one after it was made.
-                with self._failing(self._directory, "sync"):
-                    file.sync()
-            finally:
-                with self._state:
-                    self._is_syncing = False
-                    self._close_retired()
-            with self._state:
-                self._synced = max(self._synced, written)
-                self._synced_index = max(self._synced_index, min(index, self._sync_bound))
-                self._synced_place = max(self._synced_place, place)
-                return written
+        return self._tape.sync()
 
     def flush(self) -> None:
-        """``sync``, and the mark says so."""
-        self.sync()
-        self.onOneSecondTimer()
+        """Let what was added survive the death of this process: it does already, since nothing is buffered here."""
+        self._tape.refuse_if_failed()
 
     def close(self) -> None:
-        """Flush, unless the disk failed, and let go of the files. The journal is not used any more."""
-        if self._failure is None and self._active is not None:
-            self.flush()
-        for file in (self._active, self._mark_file):
-            if file is not None:
-                file.close()
-        self._active = self._mark_file = None
+        """Sync, unless the disk failed, and let go of the files. The journal is not used any more."""
+        if self._mark_file is None:
+            return
+        if not self._tape.has_failed:
+            self._tape.sync()
+            self.onOneSecondTimer()
+        self._tape.close()
+        self._mark_file.close()
+        self._mark_file = None
 
     def _destroy(self) -> None:
         self.close()
@@ -374,67 +320,20 @@ class Journal:
     def _repair(self, found: Recovered) -> None:
         """Put right what a crash left, and make durable what is now going to be relied upon."""
         disk, directory = self._disk, self._directory
-        disk.make_directory(directory)
-        if not self._segments:
-            self._begin_segment(base=1, reset=True, entries=[])
-        else:
-            self._active = disk.open(self._segments[-1].path)
-            if found.cut is not None:
-                cut = found.cut
-                self._active.truncate(cut.offset)
-                logger.warning(
-                    "torn tail cut action=journal_cut file=%s offset=%d bytes=%d reason=%r",
-                    cut.path,
-                    cut.offset,
-                    cut.size - cut.offset,
-                    cut.reason,
-                )
-            self._active.sync()
-        if found.vote is None:
-            write_vote(disk, directory, self._vote)
-        for path in found.rubbish:
-            disk.remove(path)
-        # The process that renamed a file may have died before it synced the directory.
-        disk.sync_directory(directory)
-        self._mark_file = self._open_mark(found)
-        self._all_synced()
-
-    def _open_mark(self, found: Recovered) -> DiskFile:
-        path = self._directory / MARK_NAME
-        if found.mark is not None:
-            return self._disk.open(path)
-        file = self._disk.open(path, create=True)
-        assert MARK_BYTES < 512, "the mark has to fit in a sector, to be torn as rarely as can be"
-        return file
-
-    def _append(self, kind: Kind, index: int, term: int, payload: bytes) -> None:
-        """Write one record at the end of the log; in memory it is the caller's."""
-        self._refuse_if_failed()
-        length = RECORD_BYTES + len(payload)
-        assert len(payload) <= PAYLOAD_BYTES_MAX, f"an entry of {len(payload)} bytes; at most {PAYLOAD_BYTES_MAX}"
-        segment = self._segments[-1]
-        if segment.size + length > self._segment_bytes and segment.size > SEGMENT_HEADER.size:
-            with self._failing(self._directory, "begin a segment"):
-                self._roll()
-            segment = self._segments[-1]
-        assert self._active is not None, "the journal is closed"
-        record = encode_record(kind, index, term, payload, salt=segment.header.salt, offset=segment.size)
-        with self._failing(segment.path, "append"):
-            self._active.pwrite(record, segment.size)
-        with self._state:
-            segment.size += length
-            self._written += length
-
-    def _roll(self) -> None:
-        """Finish the active segment and begin the next. Raises OSError."""
-        assert self._active is not None
-        self._active.sync()
-        self._begin_segment(base=self.last_index + 1, reset=False, entries=[])
-        self._all_synced()
+        with disk_failure(directory, "make"):
+            disk.make_directory(directory)
+        self._tape.open(found.cut)
+        with self._tape.failing(directory, "open"):
+            if found.vote is None:
+                write_vote(disk, directory, self._vote)
+            for path in found.rubbish:
+                disk.remove(path)
+            # The process that renamed a file may have died before it synced the directory.
+            disk.sync_directory(directory)
+            self._mark_file = disk.open(directory / MARK_NAME, create=found.mark is None)
 
     def _reset(self, base: Base) -> None:
-        """Begin the log anew at a durable snapshot, in one rename. Raises OSError."""
-        entries = [(STAND_IN, base.index - 1, base.prev_term), (base.command, base.index, base.term)]
+        """Begin the log anew at a durable snapshot, in one rename."""
         logger.warning(
             "journal begins anew action=journal_reset snapshot=%d term=%d was_first=%d was_last=%d",
             base.index,
@@ -442,96 +341,14 @@ class Journal:
             self._first,
             self.last_index,
         )
-        old = list(self._segments)
-        self._begin_segment(base=base.index - 1, reset=True, entries=entries)
-        with self._state:
-            del self._segments[:-1]
-            self._first = self._disk_first = base.index - 1
-            self._entries = entries
-            self._commit_index = max(self._commit_index, base.index)
-            self._sync_bound = min(self._sync_bound, base.index)
-        self._all_synced()
-        for segment in old:
-            self._disk.remove(segment.path)
-        self._disk.sync_directory(self._directory)
-
-    def _begin_segment(self, *, base: int, reset: bool, entries: Sequence[LogEntry]) -> None:
-        """Make the next segment, durable with these entries, and append to it from now on. Raises OSError."""
-        last = self._segments[-1] if self._segments else None
-        header = SegmentHeader(
-            sequence=last.header.sequence + 1 if last else 1,
-            base=base,
-            reset=reset,
-            salt=self._disk.salt(),
-            previous_size=last.size if last else 0,
-            previous_salt=last.header.salt if last else 0,
-        )
-        content = header.encode()
-        for command, index, term in entries:
-            content += encode_record(Kind.ENTRY, index, term, command, salt=header.salt, offset=len(content))
-        path = self._directory / segment_name(header.sequence)
-        file = create_durably(self._disk, path, content)
-        with self._state:
-            if self._active is not None:
-                self._retired.append(self._active)
-            if not self._is_syncing:
-                self._close_retired()
-            self._active = file
-            self._segments.append(Segment(path, header, len(content), base - 1 + len(entries)))
-            self._written += len(content)
+        entries = [(STAND_IN, base.index - 1, base.prev_term), (base.command, base.index, base.term)]
+        self._tape.begin(base.index - 1, entries, reset=True)
+        self._entries = entries
+        self._first = self._kept_from = base.index - 1
+        self._commit_index = max(self._commit_index, base.index)
 
     def _forget_before(self, index: int) -> None:
         """Drop the entries below ``index`` from memory."""
         if index > self._first:
-            with self._state:
-                del self._entries[: index - self._first]
-                self._first = index
-
-    def _all_synced(self) -> None:
-        """Note that all that was written is on the medium."""
-        with self._state:
-            self._synced = self._written
-            self._synced_index = self.last_index
-            self._synced_place = (self._segments[-1].header.sequence, self._segments[-1].size)
-
-    def _bound_synced(self, index: int) -> None:
-        """Note that the log ended at ``index``: a sync that is under way says nothing about later entries."""
-        self._synced_index = min(self._synced_index, index)
-        self._sync_bound = min(self._sync_bound, index)
-
-    def _close_retired(self) -> None:
-        """Close files that no sync can be using any more."""
-        while self._retired:
-            self._retired.pop().close()
-
-    def _refuse_if_failed(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def _failing(self, path: Path, operation: str) -> _Failing:
-        return _Failing(self, path, operation)
-
-    def _fail(self, failure: DiskFailed) -> None:
-        if self._failure is None:
-            self._failure = failure
-            logger.critical("journal failed action=journal_failed error=%s", failure)
-
-
-class _Failing:
-    """An OSError inside becomes DiskFailed, and the journal takes nothing more."""
-
-    __slots__ = ("_journal", "_operation", "_path")
-
-    def __init__(self, journal: Journal, path: Path, operation: str) -> None:
-        self._journal = journal
-        self._path = path
-        self._operation = operation
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, OSError):
-            failure = DiskFailed(self._path, self._operation, error.strerror or str(error))
-            self._journal._fail(failure)
-            raise failure from error
+            del self._entries[: index - self._first]
+            self._first = index
