@@ -1,0 +1,180 @@
+"""Proposals on their way into the log: group commit, deadlines, and one ending for each.
+
+A proposal waits until an entry is made, then travels in it with all others that waited (group
+commit). It ends exactly once: with an outcome, as not applied, or as unknown. Until it is in an
+entry it can only end as applied-never; from then on only what is applied at that entry's index
+tells, and at the deadline without that, nobody knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ringraft.consensus.base import Indeterminate, NotLeader, Unavailable
+from ringraft.state.model import Command, Entry, Outcome
+
+WAITING_MAX = 65_536
+"""Proposals that wait for an entry; more means that nothing is being committed."""
+
+
+@dataclass(slots=True, eq=False)
+class Proposal:
+    """One command, or (``command`` None) a read that waits for a commit begun after it came."""
+
+    command: Command | None
+    future: asyncio.Future[Any] | None
+    """None once it has ended."""
+    deadline_s: float
+    index: int = 0
+    """The entry it travels in; 0 while it waits."""
+
+    def end(self, result: Outcome | int) -> None:
+        future, self.future = self.future, None
+        if future is not None and not future.done():
+            future.set_result(result)
+
+    def fail(self, error: Exception) -> None:
+        future, self.future = self.future, None
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An entry this node made, until something is applied at its index."""
+
+    term: int
+    entry: Entry
+    proposals: tuple[Proposal, ...]
+    """Those with a command are in the order of ``entry.commands``, after the leader's own."""
+    own_commands: int
+    """How many of the entry's first commands nobody proposed: the Begin of a term."""
+
+
+class Proposals:
+    """All proposals of one node that have not ended."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[Proposal] = deque()
+        # More than one at an index only when this node led, lost its entry, and leads again.
+        self._made: dict[int, list[Made]] = {}
+        self._deadlines: list[tuple[float, int, Proposal]] = []
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, command: Command | None, deadline_s: float) -> asyncio.Future[Any]:
+        """Let it wait for the next entry; ``deadline_s`` is on the monotonic clock."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        proposal = Proposal(command, future, deadline_s)
+        if len(self._waiting) >= WAITING_MAX:
+            proposal.fail(
+                Unavailable("no_quorum", f"{WAITING_MAX} proposals wait already and none is committed; try again later")
+            )
+            return future
+        self._waiting.append(proposal)
+        heapq.heappush(self._deadlines, (deadline_s, next(self._order), proposal))
+        return future
+
+    def take(self, count_max: int) -> list[Proposal]:
+        """The oldest that still wait, in order; those whose caller has gone are dropped."""
+        taken: list[Proposal] = []
+        while self._waiting and len(taken) < count_max:
+            proposal = self._waiting.popleft()
+            if proposal.future is not None and not proposal.future.done():
+                taken.append(proposal)
+        return taken
+
+    def put_back(self, proposals: Iterable[Proposal]) -> None:
+        """They did not fit; they are the oldest again."""
+        self._waiting.extendleft(reversed(list(proposals)))
+
+    def made(self, index: int, made: Made) -> None:
+        """The entry is in this node's log: from now on its fate is the log's."""
+        self._made.setdefault(index, []).append(made)
+        for proposal in made.proposals:
+            proposal.index = index
+
+    def entry_at(self, index: int, term: int) -> Entry | None:
+        """The entry made here, if it is the one that was committed there: it need not be decoded."""
+        for made in self._made.get(index, ()):
+            if made.term == term:
+                return made.entry
+        return None
+
+    def applied(self, index: int, term: int, outcomes: tuple[Outcome, ...], leader_id: str | None) -> None:
+        """Something was applied at ``index``: whoever travelled there has ended, one way or the other."""
+        for made in self._made.pop(index, ()):
+            if made.term == term:
+                _hand_out(made, index, outcomes)
+            else:
+                for proposal in made.proposals:
+                    proposal.fail(NotLeader(leader_id))
+
+    def skipped_to(self, index: int) -> None:
+        """The state jumped to ``index``: what was applied on the way is not known here."""
+        for passed in [at for at in self._made if at <= index]:
+            for made in self._made.pop(passed):
+                _end_unknown(made)
+
+    def refuse_waiting(self, error: NotLeader | Unavailable) -> None:
+        """Nothing that waits will be proposed here."""
+        waiting, self._waiting = self._waiting, deque()
+        for proposal in waiting:
+            proposal.fail(error)
+
+    def give_up(self) -> None:
+        """This node stops: nobody will tell how those on the way ended."""
+        self.refuse_waiting(Unavailable("shutting_down", "this node stops; nothing was proposed"))
+        for made in itertools.chain.from_iterable(self._made.values()):
+            _end_unknown(made)
+        self._made.clear()
+        self._deadlines.clear()
+
+    def next_deadline_s(self) -> float | None:
+        """The earliest deadline of a proposal that has not ended."""
+        while self._deadlines and self._deadlines[0][2].future is None:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def expire(self, now_s: float) -> None:
+        """End those whose deadline has come."""
+        while self._deadlines and (self._deadlines[0][0] <= now_s or self._deadlines[0][2].future is None):
+            _, _, proposal = heapq.heappop(self._deadlines)
+            if proposal.index:
+                proposal.fail(_unknown(proposal))
+            else:
+                proposal.fail(
+                    Unavailable("no_quorum", "no majority took it before the deadline; it was not proposed, try again")
+                )
+
+
+def _hand_out(made: Made, index: int, outcomes: tuple[Outcome, ...]) -> None:
+    position = made.own_commands
+    for proposal in made.proposals:
+        if proposal.command is None:
+            proposal.end(index)
+        else:
+            proposal.end(outcomes[position])
+            position += 1
+
+
+def _end_unknown(made: Made) -> None:
+    for proposal in made.proposals:
+        proposal.fail(_unknown(proposal))
+
+
+def _unknown(proposal: Proposal) -> Exception:
+    if proposal.command is None:
+        return Unavailable("no_quorum", "no majority confirmed the read before the deadline; try again")
+    return Indeterminate(
+        f"entry {proposal.index} holds it, and whether that was committed is not known; repeat with the same key"
+    )

@@ -1,0 +1,599 @@
+"""PySyncObj's ``SyncObj``, driven by events, with the parts of it replaced that lose or repeat entries.
+
+What stays the library's: roles, terms, the election time-out, granting votes, counting copies to
+commit, falling back when no majority answers. What is replaced, whole, because filtering around
+it would need more rules than writing it:
+
+- *Taking entries* (``_take_entries``). The library cuts its log after ``prevLogIdx`` on every
+  append, also where the entries match, and answers without saying what it answers. Here only a
+  conflict cuts, never at or below the commit index, and an answer names its question. The library
+  still sees each append as a bare heartbeat, so terms, roles and time-outs stay its business.
+- *Sending entries* (``_SyncObj__sendAppendEntries``). The library resends from a guess, splits
+  entries near a multiple of its batch size wrongly, and sends a commit notice after every commit.
+  Here a ``Progress`` per follower decides, an entry is encoded once for all followers, and a
+  commit is told by the next message or a short while later.
+- *Applying* (``_SyncObj__applyLogEntries``): in bounded slices, through one door that cannot be
+  skipped or repeated.
+- *Compaction, dump files, the command queue*: not the library's at all. Its serializer never runs.
+
+Time enters through one clock: the library reads its module's ``monotonicTime``, which is pointed
+at the clock of whichever node is being driven. All of it runs in one thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pysyncobj import serializer as _library_serializer
+from pysyncobj import syncobj as _library
+from pysyncobj.config import SyncObjConf
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+
+from ringraft.clock import Clock
+from ringraft.consensus.base import Role
+from ringraft.consensus.replog.codec import (
+    Append,
+    Appended,
+    Message,
+    PlainValues,
+    RequestVote,
+    TimeoutNow,
+    Vote,
+    encode,
+)
+from ringraft.consensus.replog.filter import (
+    LogRecord,
+    Mismatch,
+    Mode,
+    Progress,
+    SafetyViolation,
+    Votes,
+    place,
+    quorum_size,
+)
+from ringraft.consensus.replog.snapshot import Base
+
+logger = logging.getLogger(__name__)
+
+STUDIED_SOURCE = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
+"""SHA-256 of the ``pysyncobj/syncobj.py`` (0.3.17) whose private methods are replaced here."""
+
+ENTRY = b"\x00"
+"""First byte of a command that is an Entry of ours; the library's own commands begin otherwise."""
+NO_OP = b"\x01"
+
+COMMIT_NOTICE_MS = 5
+"""A commit without a following entry is told after this long: an entry that follows at once carries it."""
+APPLY_SLICE_MS = 10
+"""How long applying may hold the loop before others get their turn."""
+APPLY_CHUNK = 32
+APPEND_BYTES_MAX = 1024 * 1024
+"""Entries are sent in messages of about this size, and one entry at least."""
+ENTRY_OVERHEAD_BYTES = 16
+"""At most what an entry's term and lengths add to it in a message."""
+
+
+class LogStore(Protocol):
+    """The journal: consecutive entries, and the term with its vote."""
+
+    @property
+    def log_bytes(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, item: Any) -> Any: ...
+    def add(self, command: bytes, idx: int, term: int) -> None: ...
+    def deleteEntriesFrom(self, entryFrom: int) -> None: ...
+    def install(self, base: Base) -> bool: ...
+    def compact_to(self, index: int) -> None: ...
+    def setRaftCommitIndex(self, raftCommitIndex: int) -> None: ...
+    def getRaftCommitIndex(self) -> int: ...
+    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None: ...
+    def getCurrentTerm(self) -> int: ...
+    def getVotedForNodeId(self) -> str | None: ...
+    def onOneSecondTimer(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class LogHost(Protocol):
+    """What the log needs from whoever drives it."""
+
+    def send(self, peer_id: str, frame: bytes) -> None:
+        """Hand an encoded message to the link, if there is one."""
+        ...
+
+    def apply(self, index: int, term: int, command: bytes) -> None:
+        """Apply a committed command; called once per index, in order."""
+        ...
+
+    def send_snapshot(self, peer_id: str) -> bool:
+        """Begin to send a snapshot; False if there is none to send."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. The election time-out is drawn anew from its range each time."""
+
+    heartbeat_s: float
+    election_min_s: float
+    election_max_s: float
+
+
+class _Ambient:
+    """The clock that the library reads: that of the node being driven."""
+
+    monotonic_s: Callable[[], float] = staticmethod(lambda: 0.0)
+
+
+_library.monotonicTime = lambda: _Ambient.monotonic_s()
+_library.pickle = PlainValues
+_library_serializer.pickle = PlainValues
+_library.createJournal = lambda journal: journal
+
+
+class _Outbox(Transport):  # type: ignore[misc]
+    """What the library sends, as messages of ours. It has no address, no socket, no utility commands."""
+
+    def __init__(self, send: Callable[[str, Message], None]) -> None:
+        super().__init__(None, None, ())
+        self._send = send
+
+    def send(self, node: Node, message: Mapping[str, Any]) -> None:
+        match message["type"]:
+            case "request_vote":
+                request = RequestVote(message["term"], message["last_log_index"], message["last_log_term"])
+                self._send(node.id, request)
+            case "response_vote":
+                self._send(node.id, Vote(message["term"]))
+            case other:
+                raise AssertionError(f"the library's {other} message is not used")
+
+
+class _NoPoller:
+    """The library polls sockets at the end of a tick; there are none."""
+
+    def poll(self, _timeout: float) -> None:
+        return None
+
+
+class RaftLog(_library.SyncObj):  # type: ignore[misc]
+    """One node's replicated log. Not safe to call from more than one thread."""
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        voters: Iterable[str],
+        journal: LogStore,
+        timing: Timing,
+        clock: Clock,
+        rng: random.Random,
+        host: LogHost,
+    ) -> None:
+        self.node_id = node_id
+        self.progress: dict[str, Progress] = {}
+        self.last_heard_leader_s: float | None = None
+        self._clock = clock
+        self._rng = rng
+        self._host = host
+        self._timing = timing
+        self._journal = journal
+        self._votes = Votes()
+        self._commit_notice_s: float | None = None
+        self._frames: dict[tuple[int, int, int], bytes] = {}
+        self._nodes = {voter: Node(voter) for voter in voters if voter != node_id}
+        self._quorum = quorum_size([node_id, *self._nodes])
+        self._enter()
+        conf = SyncObjConf(
+            autoTick=False,
+            # Only steers parts that are replaced; True keeps the library from opening a pipe.
+            appendEntriesUseBatch=True,
+            appendEntriesPeriod=timing.heartbeat_s,
+            raftMinTimeout=timing.election_min_s,
+            raftMaxTimeout=timing.election_max_s,
+            # A cut-off leader keeps saying "I lead" for this long.
+            leaderFallbackTimeout=timing.election_max_s,
+            connectionTimeout=max(3.5, timing.election_max_s),
+            commandsWaitLeader=False,
+            journalFile=journal,
+        )
+        outbox = _Outbox(self.promise)
+        super().__init__(Node(node_id), list(self._nodes.values()), conf, nodeClass=Node, transport=outbox)
+        self._poller = _NoPoller()
+        # A journal may have lost an unsynced tail that its commit index still counts.
+        self._SyncObj__raftCommitIndex: int = min(journal.getRaftCommitIndex(), self.last_index())
+        if not self._nodes:
+            self._SyncObj__raftElectionDeadline = 0.0
+
+    def _enter(self) -> None:
+        _Ambient.monotonic_s = self._clock.monotonic_s
+
+    # What is so at this instant
+
+    def role(self) -> Role:
+        return (Role.FOLLOWER, Role.CANDIDATE, Role.LEADER)[self._SyncObj__raftState]
+
+    def is_leader(self) -> bool:
+        return bool(self._SyncObj__raftState == _library._RAFT_STATE.LEADER)
+
+    def term(self) -> int:
+        term: int = self._SyncObj__raftCurrentTerm
+        return term
+
+    def leader_id(self) -> str | None:
+        leader = self._SyncObj__raftLeader
+        return None if leader is None else str(leader.id)
+
+    def commit_index(self) -> int:
+        index: int = self._SyncObj__raftCommitIndex
+        return index
+
+    def applied_index(self) -> int:
+        index: int = self._SyncObj__raftLastApplied
+        return index
+
+    def first_index(self) -> int:
+        """The oldest entry held; it is only ever compared with, never sent."""
+        index: int = self._journal[0][1]
+        return index
+
+    def log_bytes(self) -> int:
+        """Bytes of the log on disk."""
+        return self._journal.log_bytes
+
+    def last_index(self) -> int:
+        index: int = self._journal[-1][1]
+        return index
+
+    def term_begun(self) -> bool:
+        """This node leads and has applied everything that earlier leaders left."""
+        return self.is_leader() and self.applied_index() >= self._SyncObj__noopIDx
+
+    def hears_majority(self) -> bool:
+        """The leader got an answer from a majority within an election time-out."""
+        since = self._clock.monotonic_s() - self._timing.election_max_s
+        heard = sum(1 for p in self.progress.values() if p.last_contact_s is not None and p.last_contact_s > since)
+        return heard + 1 >= self._quorum
+
+    def close(self) -> None:
+        """Let go of the journal."""
+        self._journal.close()
+
+    def next_deadline_s(self) -> float:
+        """When ``tick`` wants to be called again, on the monotonic clock."""
+        if not self.is_leader():
+            deadline: float = self._SyncObj__raftElectionDeadline
+            return deadline
+        heartbeat: float = self._SyncObj__newAppendEntriesTime
+        return heartbeat if self._commit_notice_s is None else min(heartbeat, self._commit_notice_s)
+
+    def is_behind(self) -> bool:
+        """Something committed is not applied yet."""
+        return bool(self._SyncObj__raftCommitIndex > self._SyncObj__raftLastApplied)
+
+    # What drives it
+
+    def tick(self) -> None:
+        """Let due time-outs fire, commit what a majority holds, apply some of what is committed."""
+        self._enter()
+        self._onTick(0)
+        now = self._clock.monotonic_s()
+        if self._commit_notice_s is not None and now >= self._commit_notice_s:
+            self._commit_notice_s = None
+            if self.is_leader():
+                self._send_due(heartbeat=False)
+
+    def apply_some(self) -> None:
+        """Apply some of what is committed, as ``tick`` does; for the replay at start."""
+        self._enter()
+        self._SyncObj__applyLogEntries()
+
+    def receive(self, peer_id: str, message: Message) -> None:
+        """Take a message of the present connection to ``peer_id``."""
+        node = self._nodes.get(peer_id)
+        if node is None:
+            return
+        self._enter()
+        match message:
+            case Append():
+                self._take_entries(node, message)
+            case Appended():
+                self._take_answer(node, message)
+            case RequestVote(term, last_index, last_term):
+                request = {
+                    "type": "request_vote",
+                    "term": term,
+                    "last_log_index": last_index,
+                    "last_log_term": last_term,
+                }
+                self._library_message(node, request)
+            case Vote(term):
+                if term == self.term() and self._votes.is_new(peer_id, term):
+                    self._library_message(node, {"type": "response_vote", "term": term})
+            case TimeoutNow(term):
+                self._library_message(node, {"type": "timeout_now", "term": term})
+            case _:
+                raise AssertionError(f"{type(message).__name__} is not the log's to take")
+
+    def link_up(self, peer_id: str) -> None:
+        """Messages to ``peer_id`` may leave from now on; what was on the way before may be lost."""
+        self._enter()
+        self._SyncObj__onNodeConnected(self._nodes[peer_id])
+        if self.is_leader():
+            self.progress[peer_id].link_changed()
+            self._send_to(peer_id, heartbeat=True)
+
+    def link_down(self, peer_id: str) -> None:
+        self._SyncObj__onNodeDisconnected(self._nodes[peer_id])
+        if self.is_leader():
+            self.progress[peer_id].link_changed()
+
+    def is_linked(self, peer_id: str) -> bool:
+        return self._nodes[peer_id] in self._SyncObj__connectedNodes
+
+    def append(self, command: bytes) -> int:
+        """Add a command at the leader; returns its index. ``replicate`` sends it."""
+        assert self.is_leader(), "only a leader appends"
+        index = self.last_index() + 1
+        self._journal.add(command, index, self.term())
+        return index
+
+    def replicate(self) -> None:
+        """Send every follower what it lacks."""
+        self._enter()
+        self._send_due(heartbeat=False)
+
+    def campaign_within(self, delay_s: float) -> None:
+        """Stand for election after ``delay_s`` at the latest, unless a leader is heard before."""
+        if not self.is_leader():
+            # The library compares strictly, so "at once" has to lie in the past.
+            due = self._clock.monotonic_s() + delay_s if delay_s > 0 else 0.0
+            self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, due)
+
+    def wait_anew(self) -> None:
+        """Begin the election time-out again: what arrived while this process stood still is heard first."""
+        if not self.is_leader():
+            self._SyncObj__raftElectionDeadline = self._clock.monotonic_s() + self._SyncObj__generateRaftTimeout()
+
+    def hand_over(self, peer_id: str) -> None:
+        """Ask ``peer_id`` to stand for election at once."""
+        assert self.is_leader(), "only a leader hands over"
+        self._host.send(peer_id, encode(TimeoutNow(self.term())))
+
+    def step_down(self, term: int) -> None:
+        """Follow nobody in ``term``, which is newer than the present one."""
+        assert term > self.term(), f"term {term} is not newer than {self.term()}"
+        self._SyncObj__setCurrentTerm(term, None)
+        self._SyncObj__setState(_library._RAFT_STATE.FOLLOWER)
+        self._SyncObj__raftLeader = None
+
+    def stand_at(self, base: Base) -> None:
+        """The state becomes that of a durable snapshot: keep the entries after it, if they continue it."""
+        self._journal.install(base)
+        self._SyncObj__raftLastApplied = base.index
+        self._SyncObj__raftCommitIndex = max(base.index, min(self.commit_index(), self.last_index()))
+        self._journal.setRaftCommitIndex(self.commit_index())
+
+    def base_at_applied(self) -> Base:
+        """Where a snapshot of the present state belongs."""
+        position = self.applied_index() - self.first_index()
+        command, index, term = self._journal[position]
+        return Base(index, term, self._journal[position - 1][2], command)
+
+    def forget_before(self, index: int) -> None:
+        """Drop entries before ``index`` - 1, which a durable snapshot at or after ``index`` covers."""
+        assert index <= self.applied_index(), f"entry {index} is not applied yet"
+        self._journal.compact_to(index)
+
+    # Taking entries, as a follower
+
+    def _take_entries(self, node: Node, message: Append) -> None:
+        if message.term < self.term():
+            self.promise(node.id, Appended(self.term(), message.prev_index, False, 0, 0))
+            return
+        self._hear_leader(node, message.term)
+        commit_index = self.commit_index()
+        placement = place(self._journal, commit_index, message)
+        if isinstance(placement, Mismatch):
+            refusal = Appended(message.term, message.prev_index, False, placement.log_index, placement.log_term)
+            self.promise(node.id, refusal)
+            return
+        if placement.cut_from is not None:
+            logger.info(
+                "dropped entries that were never committed action=log_cut node=%s from=%d to=%d term=%d",
+                self.node_id, placement.cut_from, self.last_index(), message.term,
+            )  # fmt: skip
+            self._journal.deleteEntriesFrom(placement.cut_from - self.first_index())
+        for record in placement.entries:
+            self._journal.add(*record)
+        committed = min(message.commit_index, placement.matched)
+        if committed > commit_index:
+            self._SyncObj__raftCommitIndex = committed
+            self._journal.setRaftCommitIndex(committed)
+        self.promise(node.id, Appended(message.term, message.prev_index, True, placement.matched, 0))
+
+    def hear_leader(self, peer_id: str, term: int) -> bool:
+        """Take ``peer_id`` for the leader of ``term``; False if that term is over."""
+        self._enter()
+        if term < self.term():
+            return False
+        self._hear_leader(self._nodes[peer_id], term)
+        return True
+
+    def _hear_leader(self, node: Node, term: int) -> None:
+        if self.is_leader() and term == self.term():
+            raise SafetyViolation(f"{node.id} and {self.node_id} both lead term {term}")
+        # The library sees a bare heartbeat: it settles term, role, leader and election time-out.
+        self._library_message(node, {"type": "append_entries", "term": term, "commit_index": 0})
+        self.last_heard_leader_s = self._clock.monotonic_s()
+
+    def promise(self, peer_id: str, message: Message) -> None:
+        """Send what promises that something is kept: a vote, a request for one, an answer to entries.
+
+        The one place where such messages leave, so that they can be held until what they promise
+        is on disk. Entries are with the operating system by now, which survives kill -9; term and
+        vote are synced.
+        """
+        self._host.send(peer_id, encode(message))
+
+    # Sending entries, as the leader
+
+    def _take_answer(self, node: Node, answer: Appended) -> None:
+        if answer.term > self.term():
+            self.step_down(answer.term)
+            return
+        if answer.term < self.term() or not self.is_leader():
+            return
+        now = self._clock.monotonic_s()
+        progress = self.progress[node.id]
+        progress.last_contact_s = now
+        self._SyncObj__lastResponseTime[node] = now
+        was_probe = progress.mode is Mode.PROBE
+        progress.answered(answer, self._journal)
+        self._count(node, progress)
+        if was_probe or progress.mode is not Mode.STREAM:
+            self._send_to(node.id, heartbeat=False)
+
+    def installed(self, peer_id: str, index: int) -> None:
+        """A follower stands at the snapshot that ends at ``index``."""
+        node, progress = self._nodes[peer_id], self.progress[peer_id]
+        progress.match_index = max(progress.match_index, index)
+        progress.next_index = progress.match_index + 1
+        progress.mode, progress.is_asked = Mode.PROBE, False
+        self._count(node, progress)
+        self._send_to(peer_id, heartbeat=False)
+
+    def contact(self, peer_id: str) -> None:
+        """A follower was heard in this term, in other words than an answer to entries."""
+        now = self._clock.monotonic_s()
+        self.progress[peer_id].last_contact_s = now
+        self._SyncObj__lastResponseTime[self._nodes[peer_id]] = now
+
+    def _count(self, node: Node, progress: Progress) -> None:
+        # The library counts this node's own copy without asking whether it is durable; so it is
+        # never told of more copies than this node holds durably itself.
+        self._SyncObj__raftMatchIndex[node] = min(progress.match_index, self._durable_index())
+
+    def _durable_index(self) -> int:
+        """How far this node's own log counts: here, what the operating system has."""
+        return self.last_index()
+
+    def _send_due(self, *, heartbeat: bool) -> None:
+        self._frames.clear()
+        for peer_id in self._nodes:
+            self._send_to(peer_id, heartbeat=heartbeat)
+        self._frames.clear()
+
+    def _send_to(self, peer_id: str, *, heartbeat: bool) -> None:
+        """Send what the follower lacks; on a heartbeat send something in any case."""
+        progress = self.progress[peer_id]
+        if not self.is_linked(peer_id):
+            return
+        if progress.mode is not Mode.SNAPSHOT and progress.next_index <= self.first_index():
+            if self._host.send_snapshot(peer_id):
+                progress.mode = Mode.SNAPSHOT
+        if progress.mode is Mode.SNAPSHOT or progress.next_index <= self.first_index():
+            if heartbeat:
+                self._send_entries(peer_id, progress, self.last_index() + 1, limit=0)
+            return
+        if progress.mode is Mode.PROBE:
+            if heartbeat or not progress.is_asked:
+                progress.is_asked = True
+                self._send_entries(peer_id, progress, progress.next_index, limit=0)
+            return
+        sent = False
+        while progress.next_index <= self.last_index():
+            progress.next_index += self._send_entries(peer_id, progress, progress.next_index, limit=APPEND_BYTES_MAX)
+            sent = True
+        if not sent and (heartbeat or progress.commit_sent < min(self.commit_index(), progress.next_index - 1)):
+            self._send_entries(peer_id, progress, progress.next_index, limit=0)
+
+    def _send_entries(self, peer_id: str, progress: Progress, next_index: int, *, limit: int) -> int:
+        """Send entries from ``next_index`` on, up to ``limit`` bytes; returns how many."""
+        commit_index = self.commit_index()
+        key = (next_index, limit, commit_index)
+        first = self.first_index()
+        count = 0
+        if limit:
+            size, position = 0, next_index - first
+            while position + count < len(self._journal):
+                size += len(self._journal[position + count][0]) + ENTRY_OVERHEAD_BYTES
+                if count and size > limit:
+                    break
+                count += 1
+        frame = self._frames.get(key)
+        if frame is None:
+            position = next_index - first
+            records: list[LogRecord] = self._journal[position : position + count]
+            entries = tuple((term, command) for command, _, term in records)
+            prev_term = self._journal[position - 1][2]
+            frame = encode(Append(self.term(), next_index - 1, prev_term, commit_index, entries))
+            self._frames[key] = frame
+        progress.commit_sent = commit_index
+        self._host.send(peer_id, frame)
+        return count
+
+    # The library's private methods, replaced
+
+    def _library_message(self, node: Node, message: dict[str, Any]) -> None:
+        self._SyncObj__onMessageReceived(node, message)
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        """The library's heartbeat."""
+        self._SyncObj__newAppendEntriesTime = self._clock.monotonic_s() + self._timing.heartbeat_s
+        self._commit_notice_s = None
+        self._send_due(heartbeat=True)
+
+    def _SyncObj__onBecomeLeader(self) -> None:
+        next_index = self.last_index() + 1
+        self.progress = {peer_id: Progress(next_index) for peer_id in self._nodes}
+        super()._SyncObj__onBecomeLeader()
+
+    def _SyncObj__applyLogEntries(self) -> bool:
+        """Apply what is committed, for a while; the caller comes back while ``is_behind``."""
+        if self.is_leader() and self._nodes and self.commit_index() > self._told_commit():
+            notice_s = self._clock.monotonic_s() + COMMIT_NOTICE_MS / 1000
+            self._commit_notice_s = min(notice_s, self._commit_notice_s or notice_s)
+        until_s = self._clock.monotonic_s() + APPLY_SLICE_MS / 1000
+        while self.is_behind():
+            start = self.applied_index() + 1
+            position = start - self.first_index()
+            count = min(self.commit_index() - self.applied_index(), APPLY_CHUNK)
+            for command, index, term in self._journal[position : position + count]:
+                assert index == self._SyncObj__raftLastApplied + 1, f"entry {index} is out of order"
+                self._host.apply(index, term, command)
+                self._SyncObj__raftLastApplied = index
+            if self._clock.monotonic_s() >= until_s:
+                break
+        return False
+
+    def _told_commit(self) -> int:
+        return min(
+            (p.commit_sent for p in self.progress.values() if p.mode is Mode.STREAM), default=self.commit_index()
+        )
+
+    def _SyncObj__generateRaftTimeout(self) -> float:
+        return self._rng.uniform(self._timing.election_min_s, self._timing.election_max_s)
+
+    def _checkCommandsToApply(self) -> None:
+        """Commands come through ``append``; the library's queue stays empty."""
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        """Snapshots are made and installed by ``install.py``."""
+
+    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
+        raise AssertionError("the library's dump file is not used")
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> None:
+        raise AssertionError("entries are applied by _SyncObj__applyLogEntries")
+
+
+def installed_source() -> str:
+    """SHA-256 of the installed library's source, to be compared with ``STUDIED_SOURCE``."""
+    return hashlib.sha256(Path(_library.__file__).read_bytes()).hexdigest()
