@@ -320,16 +320,17 @@ class Journal:
     def _repair(self, found: Recovered) -> None:
         """Put right what a crash left, and make durable what is now going to be relied upon."""
         disk, directory = self._disk, self._directory
-        with disk_failure(directory, "make"):
+        with disk_failure(directory, "open"):
             disk.make_directory(directory)
+            # The process that renamed a file may have died before it synced the directory.
+            disk.sync_directory(directory)
+            for path in found.rubbish:
+                disk.remove(path)
+            disk.sync_directory(directory)
         self._tape.open(found.cut)
         with self._tape.failing(directory, "open"):
             if found.vote is None:
                 write_vote(disk, directory, self._vote)
-            for path in found.rubbish:
-                disk.remove(path)
-            # The process that renamed a file may have died before it synced the directory.
-            disk.sync_directory(directory)
             self._mark_file = disk.open(directory / MARK_NAME, create=found.mark is None)
 
     def _reset(self, base: Base) -> None:

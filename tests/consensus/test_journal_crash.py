@@ -1,0 +1,265 @@
+"""The process or the power dies at every single operation of a life; what starts again is never wrong.
+
+One scripted life goes through all that a log does: appends over several segments, votes, conflicts,
+own snapshots with compaction, snapshots from a leader ahead of the log, inside it and against it.
+It is ended at each disk operation in turn, before it, after it and, for writes, half way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from ringraft.consensus.replog.journal import Journal
+from ringraft.consensus.replog.recovery import LogEntry, oldest_index
+from ringraft.consensus.replog.snapshot import SnapshotStore, SnapshotWriter
+from tests.consensus.memory_disk import DEATHS, Died, MemoryDisk
+
+JOURNAL, SNAPSHOTS = Path("/data/journal"), Path("/data/snapshots")
+SEGMENT = 260
+
+
+@dataclass
+class State:
+    """What the log is, as far as anybody was told."""
+
+    vote: tuple[int, str | None] = (0, None)
+    entries: list[LogEntry] = field(default_factory=list)
+    snapshot: int = 0
+
+    def of(self, index: int) -> LogEntry | None:
+        return next((entry for entry in self.entries if entry[1] == index), None)
+
+    @property
+    def last(self) -> int:
+        return self.entries[-1][1] if self.entries else 0
+
+
+class Life:
+    """The script; ``states[k]`` is the state after k steps, ``synced`` the newest of them known to be synced."""
+
+    def __init__(self, disk: MemoryDisk) -> None:
+        self.disk = disk
+        self.states = [State()]
+        self.synced = 0
+        self.next: State | None = None
+
+    def boot(self) -> Journal:
+        store = SnapshotStore(SNAPSHOTS, disk=self.disk)
+        latest = store.latest(reach=oldest_index(JOURNAL, disk=self.disk))
+        base = latest.base if latest is not None else None
+        return Journal.open(JOURNAL, snapshot=base, disk=self.disk, segment_bytes=SEGMENT)
+
+    def step(self, act: Callable[[], object], **change: object) -> None:
+        now = self.states[-1]
+        self.next = State(
+            vote=change.get("vote", now.vote),  # type: ignore[arg-type]
+            entries=change.get("entries", now.entries),  # type: ignore[arg-type]
+            snapshot=change.get("snapshot", now.snapshot),  # type: ignore[arg-type]
+        )
+        act()
+        self.states.append(self.next)
+        self.next = None
+
+    def live(self) -> None:
+        journal = self.boot()
+        store = SnapshotStore(SNAPSHOTS, disk=self.disk)
+
+        def vote(term: int, name: str | None) -> None:
+            self.step(lambda: journal.setCurrentTerm(term, name), vote=(term, name))
+
+        def add(text: bytes, count: int) -> None:
+            for _ in range(count):
+                entry = (text, journal.last_index + 1, journal.getCurrentTerm())
+                self.step(lambda entry=entry: journal.add(*entry), entries=[*self.states[-1].entries, entry])  # type: ignore[misc]
+
+        def truncate(index: int) -> None:
+            kept = [entry for entry in self.states[-1].entries if entry[1] <= index]
+            self.step(lambda: journal.deleteEntriesFrom(index + 1 - journal.first_index), entries=kept)
+
+        def sync() -> None:
+            self.step(journal.sync)
+            self.synced = len(self.states) - 1
+
+        def commit(writer: SnapshotWriter) -> None:
+            writer.write(b"state")
+            writer.commit()
+
+        def own_snapshot(index: int) -> None:
+            journal.setRaftCommitIndex(index)
+            entry, before = self.states[-1].of(index), self.states[-1].of(index - 1)
+            assert entry is not None
+            assert before is not None
+            writer = store.begin(index, entry[2], before[2], b"", command=entry[0])
+            self.step(lambda: commit(writer), snapshot=index)
+            self.step(lambda: journal.compact_to(index))
+
+        def install(index: int, term: int, prev_term: int, *, keeps: bool) -> None:
+            text = b"installed %d" % index
+            if keeps:
+                entry = self.states[-1].of(index)
+                assert entry is not None
+                text, entries = entry[0], self.states[-1].entries
+            else:
+                entries = [(b"\x01", index - 1, prev_term), (text, index, term)]
+            writer = store.receive(index, term, prev_term, b"", command=text)
+
+            def act() -> None:
+                commit(writer)
+                assert journal.install(writer._base) is keeps
+
+            self.step(act, entries=entries, snapshot=index)
+            if not keeps:
+                self.synced = len(self.states) - 1
+
+        vote(1, "a")
+        add(b"one", 8)
+        sync()
+        vote(2, None)
+        truncate(4)
+        vote(2, "b")
+        add(b"two", 9)
+        journal.onOneSecondTimer()
+        own_snapshot(9)
+        add(b"more", 6)
+        sync()
+        own_snapshot(17)
+        own_snapshot(18)
+        add(b"again", 8)
+        journal.onOneSecondTimer()
+        install(22, 2, 2, keeps=True)
+        add(b"tail", 2)
+        vote(4, None)
+        install(24, 3, 2, keeps=False)
+        add(b"then", 3)
+        sync()
+        install(60, 4, 3, keeps=False)
+        add(b"end", 7)
+        own_snapshot(62)
+        journal.flush()
+        journal.onOneSecondTimer()
+        journal.close()
+
+
+def operations() -> int:
+    disk = MemoryDisk()
+    life = Life(disk)
+    life.live()
+    assert {"pwrite", "sync", "replace", "sync_directory", "remove", "create"} <= set(disk.log)
+    return disk.operations
+
+
+OPERATIONS = operations()
+
+
+def lived(die_at: int, death: str) -> Life:
+    disk = MemoryDisk()
+    disk.die_at, disk.death = die_at, death
+    life = Life(disk)
+    with pytest.raises(Died):
+        life.live()
+    return life
+
+
+def agrees(journal: Journal, state: State, snapshot: int) -> bool:
+    """The journal holds this state's log, from this snapshot on at the latest."""
+    if journal.last_index != state.last or journal.first_index > max(1, snapshot - 1):
+        return False
+    known = [entry for entry in state.entries if entry[1] >= journal.first_index]
+    # Where the log began anew in between, the entry before the snapshot's last is a stand-in.
+    return all(mine == theirs or (at == 0 and mine[1:] == theirs[1:]) for at, (mine, theirs) in enumerate(
+        zip(journal[:], known, strict=True))
+    )  # fmt: skip
+
+
+def goes_on(journal: Journal, disk: MemoryDisk) -> None:
+    """What was started again can be written and started again."""
+    term = journal.getCurrentTerm() + 1
+    journal.setCurrentTerm(term, "later")
+    for _ in range(6):
+        journal.add(b"later", journal.last_index + 1, term)
+    expected = journal[:]
+    life = Life(disk.after_kill())
+    again = life.boot()
+    assert again[:] == expected
+    assert (again.getCurrentTerm(), again.getVotedForNodeId()) == (term, "later")
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_killed_at_any_operation_nothing_acknowledged_is_lost(death: str) -> None:
+    for die_at in range(1, OPERATIONS + 1):
+        life = lived(die_at, death)
+        disk = life.disk.after_kill()
+        journal = Life(disk).boot()
+        told, asked = life.states[-1], life.next or life.states[-1]
+        vote = (journal.getCurrentTerm(), journal.getVotedForNodeId())
+        assert vote in (told.vote, asked.vote), f"operation {die_at}"
+        assert any(agrees(journal, state, state.snapshot) for state in (told, asked)), (
+            f"operation {die_at}: {journal[:]}"
+        )
+        goes_on(journal, disk)
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_at_a_power_cut_nothing_synced_is_lost(death: str) -> None:
+    for die_at in range(1, OPERATIONS + 1):
+        life = lived(die_at, death)
+        disk = life.disk.after_power_cut()
+        journal = Life(disk).boot()
+        told, asked = life.states[-1], life.next or life.states[-1]
+        vote = (journal.getCurrentTerm(), journal.getVotedForNodeId())
+        assert vote in (told.vote, asked.vote), f"operation {die_at}"
+        possible = [*life.states[life.synced :], asked]
+        begins_anew = len(journal) == 2 and journal[-1] in (told.of(told.snapshot), asked.of(asked.snapshot))
+        assert journal.last_index >= min(state.last for state in possible), f"operation {die_at}"
+        assert begins_anew or any(agrees(journal, state, asked.snapshot) for state in possible), (
+            f"operation {die_at}: {journal[:]}"
+        )
+        goes_on(journal, disk)
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_killed_while_starting_again_it_starts_the_next_time(death: str) -> None:
+    for first in range(2, OPERATIONS + 1, 5):
+        life = lived(first, "torn")
+        second = 0
+        while True:
+            second += 1
+            disk = life.disk.after_kill()
+            disk.die_at, disk.death = second, death
+            try:
+                Life(disk).boot()
+            except Died:
+                journal = Life(disk.after_kill()).boot()
+                told, asked = life.states[-1], life.next or life.states[-1]
+                assert any(agrees(journal, state, state.snapshot) for state in (told, asked)), (
+                    f"operations {first}, {second}"
+                )
+                journal = Life(disk.after_power_cut()).boot()
+                assert journal.getCurrentTerm() in (told.vote[0], asked.vote[0])
+            else:
+                break
+        assert second > 3
+
+
+@pytest.mark.parametrize("power_cut", [False, True])
+def test_the_snapshot_before_stands_in_for_a_damaged_one(power_cut: bool) -> None:
+    disk = MemoryDisk()
+    journal = Life(disk).boot()
+    store = SnapshotStore(SNAPSHOTS, disk=disk)
+    journal.setCurrentTerm(1, None)
+    for index in range(1, 80):
+        journal.add(b"entry", index, 1)
+        journal.setRaftCommitIndex(index)
+        if index % 20 == 0:
+            store.begin(index, 1, 1, b"", command=b"entry").commit()
+            journal.compact_to(index)
+    journal.sync()
+    assert oldest_index(JOURNAL, disk=disk) not in (None, 1)
+    disk = disk.after_power_cut() if power_cut else disk.after_kill()
+    disk.inodes[store.path(60)].data[50] ^= 4
+    again = Life(disk).boot()
+    assert (again.first_index, again.last_index) == (39, 79)
