@@ -126,7 +126,7 @@ def _derive_roles(values: Values) -> None:
     works = NodeRole.WORKER in roles or not votes
     found = tuple(role for role, has in ((NodeRole.VOTER, votes), (NodeRole.WORKER, works)) if has)
     if found != roles:
-        values.derive("node.roles", found, "cluster.voters" if voters else "what was said")
+        values.derive("node.roles", found, "cluster.voters" if voters else "cluster.join" if join else "alone")
 
 
 def _derive_addresses(values: Values) -> None:

@@ -1,0 +1,1 @@
+"""The command line: thin commands over ``ringraft.client``, and the processes they start."""
