@@ -1,0 +1,1 @@
+"""The REST interface: one route table, strict bodies, problem documents, forwarding to the leader."""

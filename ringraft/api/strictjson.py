@@ -1,0 +1,133 @@
+"""JSON that means one thing: no duplicate names, no NaN, no numbers that lose digits, bounded depth.
+
+``parse`` reads bytes. ``canonical`` is the one text of a value: two bodies are the same exactly when
+their canonical texts are, whatever the order of names or the white space.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+from ringraft.schema import INTEGER_MAX, shown
+
+NAMES_MAX = 1000
+"""How many members one object may have."""
+
+INTEGER_DIGITS_MAX = 16
+FLOAT_CHARS_MAX = 400
+
+
+class NotStrict(ValueError):
+    """The text is no JSON, or JSON that readers disagree about. The message says where and why."""
+
+
+def parse(raw: bytes, *, depth_max: int) -> Any:
+    """The value of a JSON text. Raises NotStrict."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotStrict(f"the body is not UTF-8 at byte {error.start}") from None
+    if text.startswith("\ufeff"):
+        raise NotStrict("the body begins with a byte order mark")
+    if text.count("{") + text.count("[") > depth_max:
+        _check_depth(text, depth_max)
+    try:
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise NotStrict(f"{error.msg} at line {error.lineno} column {error.colno}") from None
+    if "\\u" in text:
+        _check_surrogates(value)
+    return value
+
+
+def canonical(value: Any) -> str:
+    """The one text of a value: names sorted, no spaces. Raises NotStrict for what JSON cannot say."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise NotStrict(f"the body holds what JSON cannot say: {error}") from None
+
+
+def check_packed(text: str, value: Any, *, depth_max: int) -> None:
+    """Hold a value that came as msgpack to the same rules; ``text`` is its canonical form."""
+    if text.count("{") + text.count("[") > depth_max:
+        _check_depth(text, depth_max)
+    if _LONG_NUMBER.search(text):
+        _check_integers(value)
+
+
+def dump(value: Any) -> bytes:
+    """A JSON answer. Values come from the state, which holds only what ``parse`` let in."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise NotStrict(f"the name {shown(twice)} stands twice in one object")
+    if len(out) > NAMES_MAX:
+        raise NotStrict(f"an object has {len(out)} members, the most is {NAMES_MAX}")
+    return out
+
+
+def _integer(text: str) -> int:
+    if len(text) <= INTEGER_DIGITS_MAX + 1:
+        value = int(text)
+        if -INTEGER_MAX <= value <= INTEGER_MAX:
+            return value
+    raise NotStrict(f"the integer {shown(text)} is beyond 2^53 - 1; write it as a string")
+
+
+def _float(text: str) -> float:
+    if len(text) > FLOAT_CHARS_MAX:
+        raise NotStrict(f"a number has {len(text)} characters, the most is {FLOAT_CHARS_MAX}")
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise NotStrict(f"the number {shown(text)} is too large")
+    return value
+
+
+def _constant(text: str) -> NoReturn:
+    raise NotStrict(f"{text} is no JSON number")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_members, parse_int=_integer, parse_float=_float, parse_constant=_constant, strict=True
+)
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_LONG_NUMBER = re.compile(r"[0-9]{16}")
+
+
+def _check_depth(text: str, depth_max: int) -> None:
+    depth = 0
+    for found in _STRING_OR_BRACKET.finditer(text):
+        match found.group()[0]:
+            case "{" | "[":
+                depth += 1
+                if depth > depth_max:
+                    raise NotStrict(f"the body nests deeper than {depth_max} levels")
+            case "}" | "]":
+                depth -= 1
+
+
+def _check_surrogates(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise NotStrict("a string holds half of a surrogate pair") from None
+
+
+def _check_integers(value: Any) -> None:
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if type(item) is int and not -INTEGER_MAX <= item <= INTEGER_MAX:
+            raise NotStrict(f"the integer {item} is beyond 2^53 - 1; send it as a string")
+        if isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, list | tuple):
+            stack.extend(item)
