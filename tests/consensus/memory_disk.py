@@ -50,9 +50,8 @@ class MemoryFile:
         self._disk.step("truncate", cut)
 
     def sync(self) -> None:
-        assert self._is_open, "sync after close"
-
         def keep() -> None:
+            assert self._is_open, "closed during a sync"
             self._inode.durable = bytes(self._inode.data)
 
         self._disk.step("sync", keep)

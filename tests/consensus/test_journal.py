@@ -160,6 +160,20 @@ def test_compaction_keeps_two_entries_in_memory_and_one_snapshot_more_on_disk(tm
         Journal.open(tmp_path)
 
 
+def test_segments_go_one_by_one_so_that_a_power_cut_leaves_no_gap() -> None:
+    disk = MemoryDisk()
+    journal = Journal.open(Path("/j"), disk=disk, segment_bytes=SMALL)
+    journal.setCurrentTerm(1, None)
+    for index in range(1, 61):
+        journal.add(command(index), index, 1)
+    journal.setRaftCommitIndex(60)
+    journal.compact_to(40)
+    disk.log.clear()
+    journal.compact_to(50)
+    assert len(disk.log) > 4
+    assert disk.log == ["remove", "sync_directory"] * (len(disk.log) // 2)
+
+
 def test_deleting_to_a_position_keeps_the_entry_there(tmp_path: Path) -> None:
     journal = filled(tmp_path, 10)
     journal.setRaftCommitIndex(10)

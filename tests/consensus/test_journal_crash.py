@@ -176,7 +176,9 @@ def agrees(journal: Journal, state: State, snapshot: int) -> bool:
 
 
 def goes_on(journal: Journal, disk: MemoryDisk) -> None:
-    """What was started again can be written and started again."""
+    """What was started again has no leftovers, and can be written and started again."""
+    assert not [path for path in disk.inodes if path.suffix == ".tmp"]
+    assert len([path for path in disk.inodes if path.suffix == ".seg"]) == len(journal._tape._segments)
     term = journal.getCurrentTerm() + 1
     journal.setCurrentTerm(term, "later")
     for _ in range(6):

@@ -9,7 +9,8 @@ What a crash can leave, and nothing else may be put right:
 - the newest segment ends in the middle of a record (a torn append): the tail is cut. The record was
   never acknowledged, since acknowledgements follow the sync of what they cover, or, for the death of
   the process alone, follow a ``pwrite`` that returned. It is only a tail if no later record reads
-  and the mark does not say that it had been synced;
+  and the mark does not say that it had been synced. (A power cut that keeps a later unsynced
+  record and loses an earlier one cannot be told from damage, and is refused as such);
 - unfinished ``.tmp`` files: removed;
 - segments older than one that begins with ``reset``: void, removed;
 - a snapshot that the journal does not know of yet: see ``align``.
@@ -234,8 +235,6 @@ def _replay_records(found: Recovered, path: Path, records: list[Record]) -> None
             del entries[max(0, index + 1 - found.first_index) :]
             # Segments that held what is now the end of the log may be gone, behind a snapshot.
             found.first_index = min(found.first_index, index + 1)
-            for segment in found.segments:
-                segment.last_index = min(segment.last_index, index)
         else:
             raise JournalDamaged(
                 path, offset, f"a record of kind {kind} for entry {record_index} cannot follow entry {index}"

@@ -158,4 +158,4 @@ class Segment:
     header: SegmentHeader
     size: int
     last_index: int
-    """The newest index of which this file holds the entry that counts, or one below the base."""
+    """No entry in this file that counts is newer than this."""

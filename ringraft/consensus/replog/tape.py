@@ -232,8 +232,6 @@ class Tape:
         self._last_index = index
         self._synced_index = min(self._synced_index, index)
         self._sync_bound = min(self._sync_bound, index)
-        for segment in self._segments:
-            segment.last_index = min(segment.last_index, index)
 
     def _all_synced(self) -> None:
         with self._state:
