@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 TOKENS_PER_ENTRY = 4096
 """A fencing token is ``index * TOKENS_PER_ENTRY + position``; also the most grants in one entry."""
 
-EVENTS_PER_ENTRY = 65536
-"""An event's sequence number is ``index * EVENTS_PER_ENTRY + position``."""
+EVENTS_PER_ENTRY = 1 << 20
+"""An event's sequence number is ``index * EVENTS_PER_ENTRY + position``; below 2**53 up to index 2**33."""
 
 
 class WorkState(StrEnum):

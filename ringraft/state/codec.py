@@ -1,0 +1,379 @@
+"""Entries, commands and records as versioned msgpack.
+
+Commands and their parts are maps that leave out what has its default value, so that an entry stays
+short and a reader that meets a field it does not know says which. Records, which are encoded at
+every step for the digest, are lists whose layout belongs to the snapshot's version. Decoding
+checks every type and raises ``CodecError``, nothing else, whatever the bytes are.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from dataclasses import MISSING, fields, is_dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from ringraft.state import commands as ops
+from ringraft.state.model import Command, Entry, Epoch, HistoryEntry, Key, Limits
+from ringraft.state.records import (
+    AgendaRecord,
+    ClassRecord,
+    End,
+    Grant,
+    Item,
+    ItemSpec,
+    KeyRecord,
+    NodeRecord,
+)
+
+ENTRY_VERSION = 1
+INT_MAX = 1 << 56
+"""Larger integers than any that the state machine makes; sums of a few stay inside 64 bits."""
+
+OPS: dict[str, type[Any]] = {
+    "add": ops.Add,
+    "add_batch": ops.AddBatch,
+    "claim": ops.Claim,
+    "start": ops.Start,
+    "renew": ops.Renew,
+    "complete": ops.Complete,
+    "complete_batch": ops.CompleteBatch,
+    "fail": ops.Fail,
+    "release": ops.Release,
+    "cancel": ops.Cancel,
+    "retry": ops.Retry,
+    "tick": ops.Tick,
+    "register_node": ops.RegisterNode,
+    "node_status": ops.NodeStatus,
+    "begin": ops.Begin,
+    "configure": ops.Configure,
+}
+TAGS = {op: tag for tag, op in OPS.items()}
+
+T = TypeVar("T")
+Encode = Callable[[Any], Any]
+Decode = Callable[[Any, str], Any]
+
+
+class CodecError(ValueError):
+    """Bytes that are not what they should be; says where and what."""
+
+
+class Coding(NamedTuple):
+    """How a type is written; ``encode`` is None where the value is written as it is."""
+
+    encode: Encode | None
+    decode: Decode
+
+
+def _plain(kind: type[Any]) -> Coding:
+    def decode(value: Any, where: str) -> Any:
+        if type(value) is not kind:
+            raise CodecError(f"{where} is {type(value).__name__}, not {kind.__name__}")
+        if kind is int and not -INT_MAX <= value <= INT_MAX:
+            raise CodecError(f"{where} is {value}, beyond {INT_MAX}")
+        return value
+
+    return Coding(None, decode)
+
+
+def _optional(inner: Coding) -> Coding:
+    encode = inner.encode
+
+    def decode(value: Any, where: str) -> Any:
+        return None if value is None else inner.decode(value, where)
+
+    return Coding(None if encode is None else lambda value: None if value is None else encode(value), decode)
+
+
+def _sequence(inner: Coding) -> Coding:
+    encode = inner.encode
+
+    def decode(value: Any, where: str) -> Any:
+        if type(value) is not list:
+            raise CodecError(f"{where} is {type(value).__name__}, not a list")
+        return tuple(inner.decode(one, f"{where}[{number}]") for number, one in enumerate(value))
+
+    return Coding(list if encode is None else lambda value: [encode(one) for one in value], decode)
+
+
+def _pair(inner: list[Coding]) -> Coding:
+    def decode(value: Any, where: str) -> Any:
+        if type(value) is not list or len(value) != len(inner):
+            raise CodecError(f"{where} is not a list of {len(inner)}")
+        return tuple(one.decode(part, where) for one, part in zip(inner, value, strict=True))
+
+    return Coding(list, decode)
+
+
+def _enum(kind: type[StrEnum]) -> Coding:
+    known = {one.value: one for one in kind}
+
+    def decode(value: Any, where: str) -> Any:
+        if not isinstance(value, str) or value not in known:
+            raise CodecError(f"{where} is {value!r}, which is no {kind.__name__}")
+        return known[value]
+
+    return Coding(lambda value: value.value, decode)
+
+
+def _coding(hint: Any) -> Coding:
+    if hint in (int, str, bytes, bool):
+        return _plain(hint)
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        [inner] = [arg for arg in args if arg is not type(None)]
+        return _optional(_coding(inner))
+    if origin is tuple:
+        return _sequence(_coding(args[0])) if args[-1] is Ellipsis else _pair([_coding(arg) for arg in args])
+    if hint is Epoch:
+        pair = _pair([_plain(int), _plain(int)])
+        return Coding(list, lambda value, where: Epoch(*pair.decode(value, where)))
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return _enum(hint)
+    if is_dataclass(hint):
+        form = Form(hint)
+        return Coding(form.to_map, form.from_map)
+    raise TypeError(f"no coding for {hint}")
+
+
+class Form:
+    """How one dataclass is written, as a map by field name or as a list in field order."""
+
+    def __init__(self, kind: Any) -> None:
+        hints = get_type_hints(kind)
+        self._kind = kind
+        self._fields = [
+            (one.name, one.default if one.default is not MISSING else MISSING, *_coding(hints[one.name]))
+            for one in fields(kind)
+            if one.init
+        ]
+        self._by_name = {name: (default, decode) for name, default, _, decode in self._fields}
+
+    def to_map(self, value: Any) -> dict[str, Any]:
+        """Only what differs from its default."""
+        result = {}
+        for name, default, encode, _ in self._fields:
+            part = getattr(value, name)
+            if part != default or type(part) is not type(default):
+                result[name] = part if encode is None else encode(part)
+        return result
+
+    def from_map(self, value: Any, where: str) -> Any:
+        if type(value) is not dict:
+            raise CodecError(f"{where} is {type(value).__name__}, not a map")
+        parts = {}
+        for name, part in value.items():
+            known = self._by_name.get(name) if type(name) is str else None
+            if known is None:
+                raise CodecError(f"{where} has the unknown field {name!r}: it is from a newer version, or damaged")
+            parts[name] = known[1](part, f"{where}.{name}")
+        missing = [name for name, (default, _) in self._by_name.items() if default is MISSING and name not in parts]
+        if missing:
+            raise CodecError(f"{where} lacks {', '.join(missing)}")
+        return self._kind(**parts)
+
+    def to_list(self, value: Any) -> list[Any]:
+        parts = ((getattr(value, name), encode) for name, _, encode, _ in self._fields)
+        return [part if encode is None else encode(part) for part, encode in parts]
+
+    def from_list(self, value: Any, where: str) -> Any:
+        if type(value) is not list or len(value) != len(self._fields):
+            raise CodecError(f"{where} is not a list of {len(self._fields)} fields")
+        parts = [
+            decode(part, f"{where}.{name}") for part, (name, _, _, decode) in zip(value, self._fields, strict=True)
+        ]
+        return self._kind(*parts)
+
+
+_OP_FORMS = {tag: Form(kind) for tag, kind in OPS.items()}
+_KEY = Form(Key)
+_INT = _plain(int)
+
+
+def unpack(data: bytes, what: str) -> Any:
+    """One msgpack value and nothing after it."""
+    try:
+        return msgpack.unpackb(data, strict_map_key=False)
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        raise CodecError(f"{what} is not msgpack: {error or type(error).__name__}") from error
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """The entry as it travels in the log."""
+    commands = [_command_to_list(command) for command in entry.commands]
+    return bytes(_packer.pack([ENTRY_VERSION, entry.log_ms, entry.wall_ms, list(entry.epoch), commands]))
+
+
+def encode_command(command: Command) -> bytes:
+    """One command alone: its share of an entry's size."""
+    return bytes(_packer.pack(_command_to_list(command)))
+
+
+def _command_to_list(command: Command) -> list[Any]:
+    tag = TAGS[type(command.op)]
+    parts = _OP_FORMS[tag].to_map(command.op)
+    return [tag, parts] if command.key is None else [tag, parts, _KEY.to_list(command.key)]
+
+
+def decode_entry(data: bytes) -> Entry:
+    """The reverse of ``encode_entry``; CodecError names what is unknown or wrong."""
+    parts = unpack(data, "the entry")
+    if type(parts) is not list or not parts:
+        raise CodecError("the entry is not a list")
+    if type(parts[0]) is not int or parts[0] != ENTRY_VERSION:
+        raise CodecError(f"the entry has version {parts[0]!r}; this program reads version {ENTRY_VERSION}")
+    if len(parts) != 5 or type(parts[4]) is not list:
+        raise CodecError("the entry is not a list of version, log_ms, wall_ms, epoch and commands")
+    epoch = _EPOCH.decode(parts[3], "entry.epoch")
+    commands = tuple(_command_from_list(one, f"entry.commands[{number}]") for number, one in enumerate(parts[4]))
+    return Entry(_INT.decode(parts[1], "entry.log_ms"), _INT.decode(parts[2], "entry.wall_ms"), epoch, commands)
+
+
+def decode_command(data: bytes) -> Command:
+    """The reverse of ``encode_command``."""
+    return _command_from_list(unpack(data, "the command"), "command")
+
+
+def _command_from_list(value: Any, where: str) -> Command:
+    if type(value) is not list or len(value) not in (2, 3):
+        raise CodecError(f"{where} is not a list of verb, fields and key")
+    form = _OP_FORMS.get(value[0]) if type(value[0]) is str else None
+    if form is None:
+        raise CodecError(f"{where} has the unknown verb {value[0]!r}: it is from a newer version, or damaged")
+    key = _KEY.from_list(value[2], f"{where}.key") if len(value) == 3 else None
+    return Command(form.from_map(value[1], f"{where}.{value[0]}"), key)
+
+
+# -- records -----------------------------------------------------------------------------------------------------
+
+_packer = msgpack.Packer()
+_EPOCH = _coding(Epoch)
+_SPEC, _ITEM, _NEW = Form(ItemSpec), Form(Item), _coding(get_type_hints(ItemSpec)["new"])
+_OTHERS: dict[str, Form] = {
+    "class": Form(ClassRecord),
+    "key": Form(KeyRecord),
+    "node": Form(NodeRecord),
+    "agenda": Form(AgendaRecord),
+    "limits": Form(Limits),
+}
+_OTHER_TAGS = {
+    ClassRecord: "class",
+    KeyRecord: "key",
+    NodeRecord: "node",
+    AgendaRecord: "agenda",
+    Limits: "limits",
+}
+Record = ClassRecord | KeyRecord | NodeRecord | AgendaRecord | Limits
+
+_HISTORY, _GRANT, _END = Form(HistoryEntry), Form(Grant), Form(End)
+
+
+def pack_spec(spec: ItemSpec) -> bytes:
+    """The canonical form of what is fixed about an item."""
+    assert _NEW.encode is not None
+    parts = ["spec", spec.work_id, spec.seq, _NEW.encode(spec.new), spec.parent, spec.created_wall_ms]
+    return bytes(_packer.pack(parts))
+
+
+def pack_item(item: Item) -> bytes:
+    """The canonical form of what changes about an item. Written out, because this is most of an apply."""
+    grant, end = item.grant, item.end
+    return bytes(
+        _packer.pack(
+            (
+                "item",
+                item.spec.seq,
+                item.state.value,
+                item.attempt,
+                item.wake_log_ms,
+                item.wake_wall_ms,
+                None
+                if grant is None
+                else (
+                    grant.node_id,
+                    grant.token,
+                    grant.lease_ms,
+                    grant.expires_log_ms,
+                    grant.expires_wall_ms,
+                    grant.started_log_ms,
+                    grant.started_wall_ms,
+                    grant.verdict,
+                    grant.verdict_wall_ms,
+                ),
+                item.progress,
+                item.error,
+                [(h.attempt, h.node_id, h.token, h.outcome, h.reason, h.at_wall_ms) for h in item.history],
+                None
+                if end is None
+                else (
+                    end.wall_ms,
+                    end.retire_log_ms,
+                    end.verb,
+                    end.token,
+                    end.result,
+                    end.artifacts,
+                    end.spawned,
+                    end.then,
+                ),
+            )
+        )
+    )
+
+
+def pack_record(record: Record) -> bytes:
+    """The canonical form of any other record."""
+    tag = _OTHER_TAGS[type(record)]
+    return bytes(_packer.pack([tag, *_OTHERS[tag].to_list(record)]))
+
+
+def pack_value(value: Any) -> bytes:
+    """A plain value, such as an outcome to keep."""
+    return bytes(_packer.pack(value))
+
+
+def spec_from_list(value: list[Any], where: str) -> ItemSpec:
+    """What ``pack_spec`` wrote."""
+    if len(value) != 6:
+        raise CodecError(f"{where} is not a list of 6")
+    spec: ItemSpec = _SPEC.from_list(
+        [value[1], value[2], value[3], value[4], value[5]],
+        where,
+    )
+    return spec
+
+
+def item_from_list(value: list[Any], spec: ItemSpec, where: str) -> Item:
+    """What ``pack_item`` wrote, with the spec that came before it."""
+    if len(value) != 11 or value[1] != spec.seq:
+        raise CodecError(f"{where} is not the item that belongs to {spec.work_id}")
+    parts = [decode(part, f"{where}.{name}") for part, (name, decode) in zip(value[2:], _ITEM_PARTS, strict=True)]
+    return Item(spec, *parts)
+
+
+def record_from_list(value: list[Any], where: str) -> Record:
+    """What ``pack_record`` wrote."""
+    form = _OTHERS.get(value[0])
+    if form is None:
+        raise CodecError(f"{where} is of the unknown kind {value[0]!r}: it is from a newer version, or damaged")
+    record: Record = form.from_list(value[1:], where)
+    return record
+
+
+def epoch_from_list(value: Any, where: str) -> Epoch:
+    epoch: Epoch = _EPOCH.decode(value, where)
+    return epoch
+
+
+def _item_parts() -> list[tuple[str, Decode]]:
+    hints = get_type_hints(Item)
+    listed = {"grant": _optional(Coding(None, _GRANT.from_list)), "end": _optional(Coding(None, _END.from_list))}
+    listed["history"] = _sequence(Coding(None, _HISTORY.from_list))
+    names = [one.name for one in fields(Item) if one.name != "spec"]
+    return [(name, (listed.get(name) or _coding(hints[name])).decode) for name in names]
+
+
+_ITEM_PARTS = _item_parts()

@@ -1,0 +1,1 @@
+"""One function per command, by area. Each only reads and answers with a Decision, or refuses."""

@@ -1,0 +1,136 @@
+"""The whole state, as deciders read it, and what a decider answers with.
+
+A decider is a function (tables, op, at) -> Decision | Rejected. It only reads. What should change
+is in the decision, and ``machine`` installs it: no command can be left half done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ringraft.state.indexes import Indexes
+from ringraft.state.model import Epoch, Limits, Outcome
+from ringraft.state.records import AgendaRecord, ClassKey, ClassRecord, Item, KeyId, KeyRecord, NodeRecord, ShapeKey
+
+
+class Tables:
+    """The records and their indexes. Only ``machine`` assigns; everyone else reads."""
+
+    __slots__ = (
+        "agenda",
+        "classes",
+        "clock",
+        "epoch",
+        "index",
+        "indexes",
+        "items",
+        "keys",
+        "limits",
+        "log_ms",
+        "nodes",
+        "satisfiable",
+        "wall_ms",
+    )
+
+    def __init__(self) -> None:
+        self.index = 0
+        self.log_ms = 0
+        self.wall_ms = 0
+        self.epoch = Epoch(0, 0)
+        self.limits = Limits()
+        self.clock = 0
+        """The virtual clock: the turn of the newest grant. A class that wakes up starts here."""
+        self.items: dict[str, Item] = {}
+        """By lower-case id; in order of age."""
+        self.nodes: dict[str, NodeRecord] = {}
+        """By lower-case id."""
+        self.classes: dict[ClassKey, ClassRecord] = {}
+        self.keys: dict[KeyId, KeyRecord] = {}
+        self.agenda: dict[int, AgendaRecord] = {}
+        """Items that became final and whose dependents wait to hear of it, first come first."""
+        self.indexes = Indexes(self.items)
+        self.satisfiable: dict[ShapeKey, str | None] = {}
+        """Remembers ``policy.unsatisfiable_because`` until a node registers; no part of the state."""
+
+    def item(self, work_id: str) -> Item | None:
+        return self.items.get(work_id.lower())
+
+
+class At:
+    """Where a command stands: the entry it is in and what that entry has used up so far."""
+
+    __slots__ = ("births", "epoch", "events", "grants", "index", "log_ms", "wall_ms")
+
+    def __init__(self, index: int, log_ms: int, wall_ms: int, epoch: Epoch) -> None:
+        self.index = index
+        self.log_ms = log_ms
+        self.wall_ms = wall_ms
+        self.epoch = epoch
+        """The entry's."""
+        self.births = 0
+        """Items added by the entry so far."""
+        self.grants = 0
+        """Leases granted by the entry so far."""
+        self.events = 0
+
+
+News = tuple[str, dict[str, Any]]
+"""(type, data) of an event to come."""
+
+NOTHING: Mapping[Any, Any] = {}
+
+
+class Decision:
+    """What one command comes to: its answer, the records to install and the events to tell."""
+
+    __slots__ = (
+        "agenda",
+        "births",
+        "classes",
+        "clock",
+        "epoch",
+        "grants",
+        "items",
+        "keys",
+        "limits",
+        "news",
+        "nodes",
+        "outcome",
+        "remembered",
+    )
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        items: Mapping[str, Item | None] = NOTHING,
+        news: Sequence[News] = (),
+        classes: Mapping[ClassKey, ClassRecord] = NOTHING,
+        *,
+        keys: Mapping[KeyId, KeyRecord | None] = NOTHING,
+        nodes: Mapping[str, NodeRecord] = NOTHING,
+        agenda: Mapping[int, AgendaRecord | None] = NOTHING,
+        births: int = 0,
+        grants: int = 0,
+        clock: int | None = None,
+        epoch: Epoch | None = None,
+        limits: Limits | None = None,
+        remembered: KeyRecord | None = None,
+    ) -> None:
+        self.outcome = outcome
+        self.items = items
+        """By lower-case id, new ones in order of age; None removes."""
+        self.news = news
+        self.classes = classes
+        self.keys = keys
+        self.nodes = nodes
+        self.agenda = agenda
+        self.births = births
+        """Items added."""
+        self.grants = grants
+        """Leases granted."""
+        self.clock = clock
+        self.epoch = epoch
+        self.limits = limits
+        self.remembered = remembered
+        """How long a repeat of the command is to find this outcome; ``machine`` adds key and answer."""

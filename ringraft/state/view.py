@@ -1,0 +1,261 @@
+"""The state in the API's shapes: plain dictionaries, times as RFC 3339 UTC, durations in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgpack
+
+from ringraft.state.decide.claim import room_for
+from ringraft.state.indexes import NOT_BEFORE, READY, RETRY_BACKOFF
+from ringraft.state.model import FINAL, LEASED, WorkState
+from ringraft.state.policy import unsatisfiable_because, worker_refused_because
+from ringraft.state.records import Item
+from ringraft.state.tables import Tables
+
+PAGE_LOOKS_MAX = 10_000
+"""Items that one page looks at."""
+
+POSITION_LOOKS_MAX = 10_000
+"""Ready items that are counted to find an item's place; beyond it the place is not told."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def rfc3339(wall_ms: int | None) -> str | None:
+    """``2026-11-23T18:47:52.123Z``; None for None."""
+    if wall_ms is None:
+        return None
+    return (EPOCH + timedelta(milliseconds=wall_ms)).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def seconds(duration_ms: int) -> float | int:
+    return duration_ms // 1000 if duration_ms % 1000 == 0 else duration_ms / 1000
+
+
+def unpacked(packed: bytes | None) -> Any:
+    return None if not packed else msgpack.unpackb(packed, strict_map_key=False)
+
+
+def item(one: Item) -> dict[str, Any]:
+    """A work item as GET /work/item shows it."""
+    spec, new, grant, end = one.spec, one.spec.new, one.grant, one.end
+    is_shown_started = one.state is WorkState.RUNNING or one.is_final
+    lease = None
+    if one.is_leased and grant is not None:
+        lease = {"node_id": grant.node_id, "token": grant.token, "expires_at": rfc3339(grant.expires_wall_ms)}
+    return {
+        "work_id": spec.work_id,
+        "work_type": new.work_type,
+        "config": unpacked(new.config) or {},
+        "priority": new.priority,
+        "state": one.state.value,
+        "attempt": one.attempt,
+        "max_attempts": new.max_attempts,
+        "timeout_s": None if new.timeout_ms is None else seconds(new.timeout_ms),
+        "depends_on": list(new.depends_on),
+        "on_dependency_failure": new.on_dependency_failure,
+        "not_before": rfc3339(new.not_before_wall_ms if one.wake_wall_ms is None else one.wake_wall_ms),
+        "requirements": unpacked(new.requirements) or {},
+        "target_node": new.target_node,
+        "excluded_nodes": list(new.excluded_nodes),
+        "unique_key": new.unique_key,
+        "group": new.group,
+        "parent": spec.parent,
+        "gang": None,
+        "created_at": rfc3339(spec.created_wall_ms),
+        "started_at": rfc3339(grant.started_wall_ms) if is_shown_started and grant is not None else None,
+        "finished_at": None if end is None else rfc3339(end.wall_ms),
+        "lease": lease,
+        "progress": unpacked(one.progress),
+        "result": None if end is None else unpacked(end.result),
+        "error": one.error,
+        "artifacts": None if end is None else unpacked(end.artifacts),
+        "history": [
+            {
+                "attempt": entry.attempt,
+                "node_id": entry.node_id,
+                "token": entry.token,
+                "outcome": entry.outcome,
+                "reason": entry.reason,
+                "at": rfc3339(entry.at_wall_ms),
+            }
+            for entry in one.history
+        ],
+    }
+
+
+class Filter(NamedTuple):
+    """Which items a list is to have; None leaves a question open."""
+
+    state: str | None
+    work_type: str | None
+    group: str | None
+    node_id: str | None
+
+    def takes(self, one: Item) -> bool:
+        if self.state is not None and one.state.value != self.state:
+            return False
+        if self.work_type is not None and one.spec.new.work_type != self.work_type:
+            return False
+        if self.group is not None and one.spec.new.group != self.group:
+            return False
+        if self.node_id is None:
+            return True
+        return one.is_leased and one.grant is not None and one.grant.node_id.lower() == self.node_id.lower()
+
+
+def page(tables: Tables, wanted: Filter, cursor: str | None, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+    """Up to ``limit`` items, oldest first, and where to go on. ValueError for a cursor that is none."""
+    after = -1
+    if cursor is not None:
+        if not cursor.isascii() or not cursor.isdigit():
+            raise ValueError(f"{cursor!r} is no cursor: take next_cursor of the page before")
+        after = int(cursor)
+    found: list[dict[str, Any]] = []
+    for looks, (seq, name) in enumerate(_candidates(tables, wanted, after)):
+        if len(found) >= limit or looks >= PAGE_LOOKS_MAX:
+            return found, str(after)
+        after = seq
+        one = tables.items[name]
+        if wanted.takes(one):
+            found.append(item(one))
+    return found, None
+
+
+def _candidates(tables: Tables, wanted: Filter, after: int) -> Iterator[tuple[int, str]]:
+    """(seq, id) of the items to look at: the smallest set that an index knows, oldest first."""
+    indexes = tables.indexes
+    names: dict[str, None] | None = None
+    if wanted.node_id is not None:
+        names = indexes.leases.get(wanted.node_id.lower(), {})
+    elif wanted.group is not None:
+        names = indexes.groups.get(wanted.group, {})
+    if names is None:
+        return indexes.order.after(after)
+    pairs = sorted((tables.items[name].spec.seq, name) for name in names)
+    return (pair for pair in pairs if pair[0] > after)
+
+
+def work_status(tables: Tables) -> dict[str, Any]:
+    """GET /work/status, all but the rates."""
+    by_status = {state.value: 0 for state in WorkState}
+    by_type: dict[str, int] = {}
+    for (work_type, standing), count in sorted(tables.indexes.counts.items()):
+        state = WorkState.PENDING.value if standing in (READY, NOT_BEFORE, RETRY_BACKOFF) else standing
+        by_status[state] += count
+        by_type[work_type] = by_type.get(work_type, 0) + count
+    oldest = tables.indexes.pending.top()
+    oldest_age_s = None
+    if oldest is not None:
+        oldest_age_s = max(0, tables.wall_ms - tables.items[oldest[-1]].spec.created_wall_ms) / 1000
+    total, items_max = len(tables.items), tables.limits.items_max
+    return {
+        "total_items": total,
+        "by_status": by_status,
+        "by_type": by_type,
+        "pending": by_status["PENDING"],
+        "running": by_status["RUNNING"],
+        "oldest_pending_age_s": oldest_age_s,
+        "backpressure": {"active": total >= items_max, "items": total, "items_max": items_max},
+        "leases_by_node": {
+            _spelled(tables, node_id): len(held) for node_id, held in sorted(tables.indexes.leases.items())
+        },
+    }
+
+
+def _spelled(tables: Tables, node_id: str) -> str:
+    """A node id as the node writes it."""
+    record = tables.nodes.get(node_id)
+    if record is not None:
+        return record.node_id
+    held = tables.items[next(iter(tables.indexes.leases[node_id]))].grant
+    return node_id if held is None else held.node_id
+
+
+def why(tables: Tables, one: Item) -> dict[str, Any]:
+    """GET /work/why: the reasons from the ladder, the first match first; each worker that would be refused."""
+    rejections = _rejections(tables, one) if one.state in (WorkState.PENDING, WorkState.BLOCKED) else {}
+    position = _position(tables, one) if one.is_ready else None
+    return {
+        "work_id": one.spec.work_id,
+        "state": one.state.value,
+        "reasons": [{"code": code, "detail": detail} for code, detail in _reasons(tables, one, rejections, position)],
+        "rejections": rejections,
+        "position": position,
+        "estimate_s": None,
+    }
+
+
+def _reasons(tables: Tables, one: Item, rejections: dict[str, str], position: int | None) -> Iterator[tuple[str, str]]:
+    if one.state in FINAL:
+        yield "Deactivated", f"it is {one.state.value}" + (f": {one.error}" if one.error else "")
+        return
+    if one.state in LEASED:
+        return
+    if one.wake_wall_ms is not None and one.wake_log_ms is None:
+        yield "NotBefore", f"it waits until {rfc3339(one.wake_wall_ms)}"
+    if one.state is WorkState.BLOCKED:
+        yield from _dependency_reasons(tables, one)
+    unable = unsatisfiable_because(tables, one.spec.shape)
+    workers = [node for node in tables.nodes.values() if node.is_worker]
+    if unable is not None:
+        yield ("Unsatisfiable" if workers else "NoMatchingWorker"), unable
+    elif all(rejections.get(node.node_id) is not None for node in workers):
+        codes = set(rejections.values())
+        if "leases" in codes:
+            yield "QuotaExceeded", f"every worker that fits and is up holds {tables.limits.node_leases_max} leases"
+        else:
+            yield "WorkersUnhealthy", "every worker that fits is down"
+    if position is not None and position > 0:
+        yield "LowerPriority", f"{position} items of its class go first"
+    if one.wake_log_ms is not None:
+        yield "RetryBackoff", f"it failed {one.attempt} times and waits until {rfc3339(one.wake_wall_ms)}"
+    if one.is_ready and unable is None and not position:
+        yield "Ready", "it waits for a worker to claim it"
+
+
+def _dependency_reasons(tables: Tables, one: Item) -> Iterator[tuple[str, str]]:
+    waits: list[str] = []
+    broken: list[str] = []
+    for name in one.spec.dependencies:
+        dependency = tables.items.get(name)
+        if dependency is None or dependency.state is WorkState.COMPLETED:
+            continue
+        (broken if dependency.state in FINAL else waits).append(f"{name} ({dependency.state.value})")
+    if waits:
+        yield "DependencyWait", f"it waits for {', '.join(waits)}"
+    if broken:
+        yield "DependencyFailed", f"{', '.join(broken)}: retry what failed, or cancel this one"
+
+
+def _rejections(tables: Tables, one: Item) -> dict[str, str]:
+    """node -> the first reason why it would not get the item, for the workers with one."""
+    result = {}
+    for node in tables.nodes.values():
+        if not node.is_worker:
+            continue
+        code = worker_refused_because(one.spec.shape, node)
+        if code is None and not node.is_up:
+            code = "down"
+        if code is None and room_for(tables, node.node_id) < 1:
+            code = "leases"
+        if code is not None:
+            result[node.node_id] = code
+    return dict(sorted(result.items()))
+
+
+def _position(tables: Tables, one: Item) -> int | None:
+    """How many ready items of its class go before it; None when that is more than are counted."""
+    own = (-one.spec.new.priority, one.spec.seq, one.spec.id)
+    ahead = 0
+    for shape in tables.indexes.classes[one.spec.shape[:2]].shapes.values():
+        for entry in shape.ready.walk():
+            if entry >= own:
+                break
+            ahead += 1
+            if ahead > POSITION_LOOKS_MAX:
+                return None
+    return ahead
