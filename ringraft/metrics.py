@@ -1,0 +1,183 @@
+"""What ``/metrics`` shows: Prometheus text from a registry of its own.
+
+Gauges are read when they are asked for, from the one place that knows; only what happens between
+two questions is counted. Labels come from small closed sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from ringraft.consensus.base import Role, Status
+from ringraft.state.model import Applied, Done, Rejected
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+# One extra line for each counter and label set, which nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+FINISHED = {"WORK_COMPLETED": "completed", "WORK_FAILED": "failed", "WORK_CANCELLED": "cancelled"}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything the gauges show, read at one instant. None where this node has no such part."""
+
+    status: Status | None
+    work: Mapping[str, Any] | None
+    """``work_status`` of the state machine."""
+    members: Mapping[str, int]
+    """Nodes by state."""
+    gauges: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers by name, without the ``ringraft_`` in front."""
+
+
+class Source(Protocol):
+    """Who is asked at each scrape."""
+
+    def metrics_snapshot(self) -> Snapshot: ...
+
+
+class Metrics:
+    """Counters, and a collector that asks ``source`` at each scrape."""
+
+    def __init__(self, source: Source, *, version: str, node_id: str) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Gauges(source, version=version, node_id=node_id))
+        self._leases = {
+            name: self._counter(f"ringraft_leases_{name}", text)
+            for name, text in {
+                "granted": "Leases granted by claims.",
+                "renewed": "Leases renewed.",
+                "expired": "Leases that ended without an answer.",
+                "fenced": "Commands refused because their token was not the newest.",
+            }.items()
+        }
+        self._finished = self._counter("ringraft_jobs_finished", "Items that became final.", "outcome")
+        self._elections = self._counter("ringraft_raft_leader_changes", "Epochs begun.")
+        self._proposals_failed = self._counter(
+            "ringraft_raft_proposals_failed", "Proposals that ended without an outcome.", "reason"
+        )
+        self._suspicions = self._counter("ringraft_membership_suspicions", "Nodes that became suspect.")
+        self._forwarded = self._counter("ringraft_forwarded_requests", "Requests passed on to the leader.")
+        self._requests = Histogram(
+            "ringraft_http_request_seconds",
+            "Time to answer a request, waiting included.",
+            ["route", "method", "code"],
+            buckets=REQUEST_BUCKETS_S,
+            registry=self._registry,
+        )
+
+    def render(self) -> bytes:
+        """The text of ``/metrics``; its type is ``CONTENT_TYPE``."""
+        return generate_latest(self._registry)
+
+    def observe_request(self, route: str, method: str, code: int, seconds: float) -> None:
+        """One answered request; ``route`` is the route's pattern, never the path."""
+        self._requests.labels(route, method, str(code)).observe(seconds)
+
+    def forwarded(self) -> None:
+        """One request was passed on to the leader."""
+        self._forwarded.inc()
+
+    def proposal_failed(self, reason: str) -> None:
+        """One proposal ended without an outcome."""
+        self._proposals_failed.labels(reason).inc()
+
+    def suspected(self) -> None:
+        """One node became suspect."""
+        self._suspicions.inc()
+
+    def applied(self, applied: Applied) -> None:
+        """Count what one entry did. Called in apply: neither blocks nor raises."""
+        for outcome in applied.outcomes:
+            if isinstance(outcome, Rejected):
+                if outcome.code == "stale_token":
+                    self._leases["fenced"].inc()
+            elif isinstance(outcome, Done) and "leases" in outcome.value:
+                self._count_renewals(outcome.value["leases"])
+        for event in applied.events:
+            if event.type == "WORK_CLAIMED":
+                self._leases["granted"].inc()
+            elif event.type == "WORK_EXPIRED":
+                self._leases["expired"].inc()
+            elif event.type == "LEADER_ELECTED":
+                self._elections.inc()
+            elif event.type in FINISHED:
+                self._finished.labels(FINISHED[event.type]).inc()
+
+    def _count_renewals(self, leases: Iterable[Mapping[str, Any]]) -> None:
+        for lease in leases:
+            if lease["ok"]:
+                self._leases["renewed"].inc()
+            elif lease.get("code") == "stale_token":
+                self._leases["fenced"].inc()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self._registry)
+
+
+class _Gauges(Collector):
+    """Reads the source anew at each scrape."""
+
+    def __init__(self, source: Source, *, version: str, node_id: str) -> None:
+        self._source = source
+        self._version = version
+        self._node_id = node_id
+
+    def collect(self) -> Iterator[Metric]:
+        snapshot = self._source.metrics_snapshot()
+        build = GaugeMetricFamily("ringraft_build_info", "This build.", labels=["version", "node_id"])
+        build.add_metric([self._version, self._node_id], 1)
+        yield build
+        if snapshot.status is not None:
+            yield from _raft(snapshot.status)
+        if snapshot.work is not None:
+            yield from _work(snapshot.work)
+        members = GaugeMetricFamily("ringraft_members", "Known nodes by state.", labels=["state"])
+        for state, count in sorted(snapshot.members.items()):
+            members.add_metric([state], count)
+        yield members
+        for name, value in snapshot.gauges.items():
+            yield GaugeMetricFamily(f"ringraft_{name}", name.replace("_", " ") + ".", value=value)
+
+
+def _raft(status: Status) -> Iterator[Metric]:
+    values = {
+        "is_leader": (status.role is Role.LEADER, "1 where this node leads."),
+        "has_leader": (status.leader_id is not None, "1 where this node knows a leader."),
+        "has_quorum": (status.has_quorum, "1 where a majority is heard."),
+        "term": (status.epoch.number, "The term."),
+        "commit_index": (status.commit_index, "The newest committed entry."),
+        "applied_index": (status.applied_index, "The newest applied entry."),
+        "apply_lag_entries": (status.commit_index - status.applied_index, "Committed entries not yet applied."),
+        "snapshot_index": (status.snapshot_index, "The newest snapshot."),
+        "log_bytes": (status.log_bytes, "Size of the log on disk."),
+    }
+    for name, (value, text) in values.items():
+        yield GaugeMetricFamily(f"ringraft_raft_{name}", text, value=float(value))
+
+
+def _work(work: Mapping[str, Any]) -> Iterator[Metric]:
+    jobs = GaugeMetricFamily("ringraft_jobs", "Items held, by state.", labels=["state"])
+    for state, count in sorted(work["by_status"].items()):
+        jobs.add_metric([state], count)
+    yield jobs
+    types = GaugeMetricFamily("ringraft_jobs_by_type", "Items held, by type.", labels=["work_type"])
+    for work_type, count in sorted(work["by_type"].items()):
+        types.add_metric([work_type], count)
+    yield types
+    yield GaugeMetricFamily(
+        "ringraft_queue_oldest_age_seconds",
+        "How long the oldest pending item waits.",
+        value=float(work["oldest_pending_age_s"] or 0.0),
+    )

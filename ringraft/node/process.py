@@ -1,0 +1,55 @@
+"""What a node's process does beside running the node: exit codes, signals, the ready line, memory."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+EXIT_DONE, EXIT_FAILED, EXIT_REFUSED = 0, 1, 2
+
+# A full collection looks at every object: with a million items that stops the process for half a
+# second, longer than an election takes. Records hold no cycles, so reference counts free them. What
+# is there at start never goes and is frozen; young objects are collected often (a request's cycles,
+# at most 10 x 10,000 objects: a few ms), the oldest generation never.
+GC_THRESHOLDS = (10_000, 10, 1_000_000)
+
+
+def settle_memory() -> None:
+    """Set the collector's policy; once, when everything that stays is there."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+def say_ready(node_id: str, url: str) -> None:
+    """The one line on stdout: this node listens and its log is replayed."""
+    print(
+        json.dumps({"event": "ready", "node_id": node_id, "url": url, "pid": os.getpid()}, separators=(",", ":")),
+        flush=True,
+    )
+
+
+def end_on_signals(shut_down: Callable[[], None]) -> None:
+    """The first SIGTERM or SIGINT stops gracefully, the second ends the process at once."""
+    asked = False
+
+    def stop(name: str) -> None:
+        nonlocal asked
+        if asked:
+            log.warning("ends at once action=end_at_once signal=%s", name)
+            logging.shutdown()
+            os._exit(EXIT_FAILED)
+        asked = True
+        log.info("asked to stop action=signal signal=%s", name)
+        shut_down()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, signal.Signals(number).name)

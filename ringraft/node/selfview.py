@@ -1,0 +1,65 @@
+"""What a node says about itself, beside what the log and the membership say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from ringraft.membership.base import MemberState
+from ringraft.membership.guest import GuestMembership
+from ringraft.metrics import Snapshot
+
+if TYPE_CHECKING:
+    from ringraft.node.app import Node
+
+
+def status_fields(node: Node) -> dict[str, Any]:
+    """The parts of ``/status`` that only the node knows."""
+    settings = node.settings
+    fields: dict[str, Any] = {
+        "cluster_id": node.identity.cluster_id,
+        "data_id": node.identity.data_id,
+        "incarnation": node.identity.incarnation,
+        "url": node.url,
+        "background_loops": node.loops.stats(),
+        "membership": {
+            "mode": settings.membership.mode.value,
+            "heartbeat_s": settings.membership.heartbeat_s,
+            "peer_timeout_s": settings.membership.peer_timeout_s,
+            "members": _members_by_state(node),
+        },
+        "uptime_s": round(node.clock.monotonic_s() - node.started_s, 3),
+        "loop_lag_s": round(node.load.lag_s, 4),
+    }
+    if node.voter is not None:
+        fields["archive"] = {
+            "archived_index": node.voter.archive.archived_index,
+            "backlog": len(node.voter.backlog),
+            "scanning": node.voter.backlog.is_scanning,
+        }
+        fields["waiting_requests"] = node.voter.replica.waiting
+    if isinstance(node.membership, GuestMembership):
+        leader_id = node.membership.leader().node_id
+        fields |= {"leader_id": leader_id, "has_quorum": leader_id is not None}
+    if node.worker is not None:
+        fields["worker"] = node.worker.status()
+    return fields
+
+
+def metrics_snapshot(node: Node) -> Snapshot:
+    """What the gauges of ``/metrics`` show."""
+    gauges = {
+        "uptime_seconds": node.clock.monotonic_s() - node.started_s,
+        "loop_lag_seconds": node.load.lag_s,
+        "background_loops_failed": float(len(node.loops.faults())),
+    }
+    members = {state.value: 0 for state in MemberState} | _members_by_state(node)
+    if node.voter is None:
+        return Snapshot(None, None, members, gauges)
+    gauges["archive_backlog_items"] = float(len(node.voter.backlog))
+    gauges["waiting_requests"] = float(node.voter.replica.waiting)
+    return Snapshot(node.voter.consensus.status(), node.voter.replica.machine.work_status(), members, gauges)
+
+
+def _members_by_state(node: Node) -> dict[str, int]:
+    return dict(Counter(member.state.value for member in node.membership.members().values()))
