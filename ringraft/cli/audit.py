@@ -99,7 +99,7 @@ def completions(item: Item) -> int:
 def seeds_in(path: Path) -> list[int]:
     """The games of one file; none when it is no whole NPZ file."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             seeds = arrays["seed"].tolist()
             lengths = arrays["history_length"].tolist()
             moves = len(arrays["history"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 
 import click
 
@@ -32,8 +33,7 @@ class _Lazy(click.Group):
         if name not in LAZY:
             return None
         module_name, _, attribute = LAZY[name].partition(":")
-        module = __import__(module_name, fromlist=[attribute])
-        command = getattr(module, attribute)
+        command = getattr(import_module(module_name), attribute)
         assert isinstance(command, click.Command)
         return command
 
