@@ -1,5 +1,4 @@
-"""The part of a node that runs work: it claims items, runs each in a process of its own, reports."""
+"""The part of a node that runs work: it claims items, runs each in a process of its own, reports.
 
-from ringraft.worker.runtime import Worker, WorkerConfig
-
-__all__ = ["Worker", "WorkerConfig"]
+Nothing is imported here: every item's process begins in this package and should begin quickly.
+"""

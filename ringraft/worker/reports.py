@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -43,6 +44,7 @@ class Reports:
         self._clock = clock
         self._disk = disk
         self._news = asyncio.Event()
+        self._idle = asyncio.Event()
         self._failures = 0
         self._not_before_s: dict[str, float] = {}
         """Reports that the credential does not allow, by file name: when to try them again."""
@@ -70,20 +72,24 @@ class Reports:
             except OSError as error:
                 logger.error("cannot keep a report action=spool_failed work_id=%s error=%s", work_id, error)
                 await asyncio.sleep(DISK_RETRY_S)
+        self._idle.clear()
         self._news.set()
 
     async def run(self) -> None:
         """Hand in for ever."""
         while True:
-            await self.hand_in()
             self._news.clear()
-            if not self._due():
-                timeout_s = FORBIDDEN_RETRY_S if self._spool else None
-                try:
-                    async with asyncio.timeout(timeout_s):
-                        await self._news.wait()
-                except TimeoutError:
-                    continue
+            await self.hand_in()
+            if self._news.is_set():
+                continue
+            self._idle.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FORBIDDEN_RETRY_S if len(self._spool) else None):
+                    await self._news.wait()
+
+    async def idle(self) -> None:
+        """Return when there is nothing to hand in; ``run`` must be running."""
+        await self._idle.wait()
 
     async def hand_in(self) -> None:
         """Hand in what is there; returns when each report is answered, or put off for its credential."""

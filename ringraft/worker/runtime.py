@@ -96,40 +96,42 @@ class Worker:
         """What runs here, by token."""
         self._slot_free = asyncio.Event()
         self._slot_free.set()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._claiming: asyncio.Task[None] | None = None
+        """Set once this incarnation is registered."""
         self._phase = "new"
         self._heard_s = self._clock.monotonic_s()
         self._claimed = 0
 
     async def start(self) -> None:
-        """Begin to work, in tasks of its own. ``wait`` says when one of them broke."""
+        """Begin to work, in a task of its own. ``wait`` says when it broke."""
         for work_type, why in self._executors.missing.items():
             logger.warning("%s is not offered: %s action=not_offered work_type=%s", work_type, why, work_type)
-        self._tasks = [asyncio.create_task(self._work(), name="worker")]
+        self._task = asyncio.create_task(self._work(), name="worker")
 
     async def wait(self) -> None:
         """Return when the worker was stopped; raise what ended it otherwise."""
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.gather(*self._tasks)
+        assert self._task is not None, "start comes first"
+        await asyncio.wait({self._task})
+        if not self._task.cancelled():
+            self._task.result()
 
     async def stop(self, *, drain_s: float | None = None) -> None:
         """Stop claiming, let executors end within ``drain_s``, release the rest, say so to the cluster."""
         self._phase = "draining"
         drain_s = self._config.drain_s if drain_s is None else drain_s
         logger.info("draining action=drain running=%d drain_s=%g", len(self._runs), drain_s)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        meanwhile = [asyncio.create_task(self._renew_for_ever()), asyncio.create_task(self._reports.run())]
-        await self._end_runs(drain_s)
-        for task in meanwhile:
-            task.cancel()
-        await asyncio.gather(*meanwhile, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
-                await self._reports.hand_in()
-                await self._release_unknown()
-                await self._reports.hand_in()
+        if self._claiming is not None:
+            self._claiming.cancel()
+            await asyncio.gather(self._claiming, return_exceptions=True)
+            await self._end_runs(drain_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self._release_unknown()
+                    await self._reports.idle()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         self._disk.shutdown()
         self._phase = "stopped"
         logger.info("stopped action=worker_stopped spooled=%d", len(self._reports))
@@ -165,7 +167,7 @@ class Worker:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._reports.run(), name="reports")
             group.create_task(self._renew_for_ever(), name="renew")
-            group.create_task(self._claim_for_ever(), name="claim")
+            self._claiming = group.create_task(self._claim_for_ever(), name="claim")
 
     async def _clear_leftovers(self) -> None:
         for leftover in await self._reports.on_disk(clear_leftovers, self._runs_dir):
@@ -200,7 +202,7 @@ class Worker:
         if not self._executors.offered:
             logger.error("nothing to run here: no executor is available action=nothing_offered")
             return
-        while True:
+        while self._phase == "working":
             await self._slot_free.wait()
             self._slot_free.clear()
             free = min(self._slots - len(self._runs), CLAIM_ITEMS_MAX)
@@ -224,7 +226,8 @@ class Worker:
         }
         key = f"{self._node_id}-{self._incarnation}-{self._clock.wall_ms()}-{self._claimed}"
         while True:
-            asked_s = asyncio.get_running_loop().time()
+            asked_s = self._clock.monotonic_s()
+            started_s = asyncio.get_running_loop().time()
             try:
                 answer = await self._client.post("/work/claim", body, key=key, wait_s=CLAIM_WAIT_S)
             except ClientError as error:
@@ -233,9 +236,9 @@ class Worker:
                 if error.outcome == "unknown":
                     continue  # it may have been granted: only the same key tells
                 return []
-            self._heard_s = self._clock.monotonic_s()
+            self._heard_s = asked_s
             items: list[dict[str, Any]] = answer["items"]
-            if not items and asyncio.get_running_loop().time() - asked_s < CLAIM_WAIT_S / 2:
+            if not items and asyncio.get_running_loop().time() - started_s < CLAIM_WAIT_S / 2:
                 await asyncio.sleep(self._poll_s)  # the long poll was cut
             self._claimed += len(items)
             return items
@@ -269,12 +272,13 @@ class Worker:
         runs = dict(self._runs)
         leases = await self._reports.on_disk(_leases, list(runs.values()))
         body = {"node_id": self._node_id, "leases": leases}
+        asked_s = self._clock.monotonic_s()
         try:
             answer = await self._client.post("/work/renew", body, deadline_s=timeout_s)
         except ClientError as error:
             self._cut_off(error)
             return
-        self._heard_s = self._clock.monotonic_s()
+        self._heard_s = asked_s
         for lease, verdict in zip(leases, answer["leases"], strict=True):
             run = runs[lease["token"]]
             if not verdict["ok"]:
