@@ -306,9 +306,9 @@ async def test_a_full_disk_delays_a_report_and_loses_none(
 ) -> None:
     monkeypatch.setattr("ringraft.worker.reports.DISK_RETRY_S", 0.05)
     full = [OSError(28, "No space left on device")] * 2
-    from ringraft.worker import spool
+    from ringraft.worker import durable, spool
 
-    write = spool.write_durably
+    write = durable.write_durably
 
     def failing(path: Path, data: bytes) -> None:
         if full:
