@@ -18,6 +18,12 @@ from ringraft.membership.wire import Answer, BadHeartbeat, heartbeat_body, parse
 log = logging.getLogger(__name__)
 
 
+REFRESH_BEATS = 5
+REFRESH_MEMBERS = 8
+"""An unchanged view is asked for again every 5 beats, for its ages and loads; in a large cluster every
+(members / 8) beats, so that a beat carries 8 members on average, however many there are."""
+
+
 class GuestMembership:
     """The membership of a worker. Nobody judges here: the verdicts are the heard voter's."""
 
@@ -45,6 +51,7 @@ class GuestMembership:
         self._learn_cluster = learn_cluster
         self._resources = resources
         self._turn = 0
+        self._beats = 0
         self._target: str | None = None
         self._answer: Answer | None = None
         self._answered_s: float | None = None
@@ -70,6 +77,7 @@ class GuestMembership:
 
     def members(self) -> Mapping[str, Member]:
         """The heard voter's view, its ages as of now, and this node."""
+        self._own = self._own.with_load(self._resources())
         age_s = self._clock.monotonic_s() - self._members_at_s
         seen = {
             node_id: replace(member, last_seen_s=None if member.last_seen_s is None else member.last_seen_s + age_s)
@@ -117,7 +125,7 @@ class GuestMembership:
             addresses=self._own.addresses,
             roles=self._own.roles,
             last_seen_s=0.0,
-            resources=self._resources(),
+            resources=self._own.resources,
             gpus=self._own.gpus,
             version=self._own.version,
         )
@@ -145,8 +153,10 @@ class GuestMembership:
         return candidates[self._turn % len(candidates)]
 
     async def _send(self, address: str) -> Answer | None:
-        self._own = replace(self._own, resources=self._resources())
-        view = self._answer.view if self._answer is not None else ""
+        self._own = self._own.with_load(self._resources())
+        self._beats += 1
+        is_stale = self._beats % max(REFRESH_BEATS, len(self._members) // REFRESH_MEMBERS) == 0
+        view = "" if self._answer is None or is_stale else self._answer.view
         body = heartbeat_body(self._cluster_id, self._own, view, ())
         try:
             return parse_answer(await self._transport.send(address, body, timeout_s=self._timers.heartbeat_s))

@@ -122,7 +122,8 @@ class HeartbeatMembership:
             )  # fmt: skip
             return self._answer(beat, heard)
         self._tell(heard)
-        for report, age_s in beat.heard:
+        # Only a voter passes on whom it heard; whatever another node says of others is hearsay.
+        for report, age_s in beat.heard if beat.report.node_id in self._others else ():
             passed_on = self._table.hear(report, now_s=now_s, age_s=age_s, relayed=True)
             if not isinstance(passed_on, Refusal):
                 self._tell(passed_on)
@@ -131,7 +132,7 @@ class HeartbeatMembership:
     # Inside.
 
     def _present(self, *, left: bool) -> Report:
-        fresh = replace(self._table.own, resources=self._resources(), left=left)
+        fresh = replace(self._table.own.with_load(self._resources()), left=left)
         self._table.present(fresh)
         return fresh
 

@@ -56,6 +56,11 @@ class Report:
     gpus: tuple[Any, ...] = ()
     left: bool = False
 
+    def with_load(self, load: Mapping[str, Any]) -> Report:
+        """The same report with the machine's load as of now; ``load`` holds ``gpus`` beside the figures."""
+        figures = {name: value for name, value in load.items() if name != "gpus"}
+        return replace(self, resources=figures, gpus=tuple(load.get("gpus", ())))
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:

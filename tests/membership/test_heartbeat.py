@@ -56,7 +56,7 @@ def voter(net, node_id, **fields):
         clock=SystemClock(),
         leader=lambda: net.leader,
         raise_incarnation=Incarnations().raise_incarnation,
-        resources=lambda: {"cpu_percent": 1.0},
+        resources=lambda: {"cpu_percent": 1.0, "gpus": [{"name": "H100"}]},
     )
     net.nodes[VOTERS[node_id]] = membership
     return membership
@@ -101,6 +101,7 @@ async def test_voters_hear_each_other():
         for each in (n1, n2, n3):
             await eventually(lambda each=each: set(states(each).values()) == {MemberState.ALIVE})
         assert n1.members()["n2"].resources == {"cpu_percent": 1.0}
+        assert n1.members()["n2"].gpus == ({"name": "H100"},)
 
 
 async def test_a_voter_that_falls_silent_is_dead_and_comes_back():
@@ -196,6 +197,21 @@ async def test_a_wiped_guest_takes_a_higher_incarnation():
             await eventually(lambda: states(n2)["w1"] is MemberState.ALIVE)
             assert incarnations.raised == [7]
             assert n2.members()["w1"].incarnation == 8
+
+
+async def test_only_a_voter_passes_on_whom_it_heard():
+    net = Net()
+    n2, w1 = voter(net, "n2"), guest(net)
+    await w1.stop()
+    own = {
+        "cluster_id": "c", "data_id": "d", "incarnation": 1, "roles": [], "addresses": [],
+        "version": "0", "resources": {}, "gpus": [], "left": False, "view": None,
+    }  # fmt: skip
+    ghost = {**own, "node_id": "ghost", "age_s": 0}
+    n2.heartbeat({**own, "node_id": "w2", "heard": [ghost]})
+    assert "ghost" not in n2.members()
+    n2.heartbeat({**own, "node_id": "n3", "heard": [ghost]})
+    assert "ghost" in n2.members()
 
 
 async def test_the_view_is_sent_only_when_it_changed():
