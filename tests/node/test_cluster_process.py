@@ -129,6 +129,43 @@ async def test_sigterm_hands_over_and_ends_with_0(tmp_path):
         await eventually_some(said_goodbye)
 
 
+async def test_a_parked_claim_at_a_follower_outlives_the_leader(tmp_path):
+    async with Cluster(tmp_path) as cluster:
+        leader = await cluster.leader()
+        first, second = (node_id for node_id in cluster.voters if node_id != leader)
+        claiming = asyncio.create_task(cluster.post(first, "/work/claim", {"node_id": "w1", "wait_s": 9}))
+
+        async def parked():
+            return (await cluster.get(leader, "/status"))["waiting_requests"] == 1
+
+        await eventually_some(parked)
+        cluster.voters[leader].kill()
+        await eventually_some(lambda: add(cluster, second, "later"))
+        status, body = await claiming
+        assert (status, body["work"]["work_id"]) == (200, "later")
+
+
+async def test_a_cluster_with_a_secret_works_together_and_lets_nobody_else_in(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("a-secret-of-more-than-sixteen-characters")
+    secret.chmod(0o600)
+    async with Cluster(tmp_path, "--set", f"auth.secret_file={secret}") as cluster:
+        leader = await cluster.leader()
+        assert (await cluster.post("n1", "/work/add", ITEM))[0] == 401
+        assert (await cluster.post("n1", "/nodes/heartbeat", {}))[0] == 401
+        bearer = {"Authorization": f"Bearer {secret.read_text()}"}
+        for node_id in cluster.voters:
+            assert (await cluster.post(node_id, "/work/add", ITEM, **bearer))[0] == 200
+        cluster.session.headers.update(bearer)
+
+        async def everybody_alive():
+            return (await cluster.get(leader, "/status"))["alive_peers"] == 3
+
+        await eventually_some(everybody_alive)
+        for voter in cluster.voters.values():
+            assert secret.read_text() not in voter.errors()
+
+
 async def test_a_finished_item_reaches_the_archive_and_a_parked_claim_its_work(tmp_path):
     voter = VoterProcess(
         tmp_path, "n1", "127.0.0.1:0", None, "--set", "queue.retention_s=1", "--set", "lease.min_s=0.2"
