@@ -69,3 +69,7 @@ class Call:
     def command(self, verb: Verb, op: Op) -> Command:
         """The command of this call, with its key where the verb is keyed."""
         return Command(op, verb.key(self.principal, self.key, self.body))
+
+
+CALL: web.RequestKey[Call] = web.RequestKey("call", Call)
+"""Where a request keeps its call, for the signal that puts the headers on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ ANSWER_MARGIN_S = 0.5
 
 TRY_ELSEWHERE = frozenset({"no_leader", "no_quorum", "shutting_down", "starting"})
 """What the other node says when it did nothing and a new leader may."""
+
+WHOLE_BYTES_MAX = 512 * 1024
+"""A larger body is sent piece by piece."""
 
 RELAYED_HEADERS = ("X-Ringraft-Leader", "X-Ringraft-Term", "X-Ringraft-Index", "X-Ringraft-Lag", "Retry-After", "Allow")
 
@@ -126,7 +130,7 @@ class Forwarder:
             async with self._node.client.request(
                 passed.method,
                 URL(url.rstrip("/") + passed.target, encoded=True),
-                data=raw or None,
+                data=_payload(raw),
                 headers=headers,
                 timeout=timeout,
                 allow_redirects=False,
@@ -138,6 +142,11 @@ class Forwarder:
         except (aiohttp.ClientError, TimeoutError, asyncio.IncompleteReadError, OSError) as error:
             log.info("no answer to a forwarded request action=forward_no_answer url=%s error=%r", url, error)
             raise NoAnswer(f"{url} gave no answer") from error
+
+
+def _payload(raw: bytes) -> bytes | io.BytesIO | None:
+    # A large body is sent in pieces, so that the loop is not held up.
+    return io.BytesIO(raw) if len(raw) > WHOLE_BYTES_MAX else raw or None
 
 
 def _reply(answer: aiohttp.ClientResponse, body: bytes) -> Reply:

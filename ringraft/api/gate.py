@@ -16,7 +16,7 @@ from aiohttp import web
 
 from ringraft.api import strictjson
 from ringraft.api.auth import NOBODY, Principal, Role
-from ringraft.api.call import Call, Reply
+from ringraft.api.call import CALL, Call, Reply
 from ringraft.api.forward import Passed
 from ringraft.api.hop import HOP_HEADER, Hop
 from ringraft.api.problems import PROBLEM_TYPE, RETRY_AFTER_S, Problem, document, of_faults
@@ -56,7 +56,7 @@ class Gate:
         """Answer one request. Never raises: a fault of ours is logged and answered 500."""
         began_s = time.perf_counter()
         call = Call(self._service, request, secrets.token_hex(8))
-        request["call"] = call
+        request[CALL] = call
         try:
             answer = await self._serve(call, handler)
         except Problem as problem:
@@ -76,7 +76,8 @@ class Gate:
         request = call.request
         known = self._routes.get(handler)
         hop = self._hop(call)
-        call.principal = hop.principal if hop is not None else self._principal(request)
+        is_open = known is not None and known[0].is_open
+        call.principal = hop.principal if hop is not None else self._principal(request, is_open)
         if known is None:
             if call.principal is NOBODY:
                 raise unauthenticated()
@@ -103,14 +104,12 @@ class Gate:
         call.request_id = hop.request_id[:REQUEST_ID_CHARS_MAX]
         return hop
 
-    def _principal(self, request: web.Request) -> Principal:
+    def _principal(self, request: web.Request, is_open: bool) -> Principal:
         values = request.headers.getall("Authorization", [])
-        if len(values) > 1:
-            raise unauthenticated()
         principal = self._service.credentials.principal(values[0] if values else None)
-        if principal is None:
+        if (principal is None or len(values) > 1) and not is_open:
             raise unauthenticated()
-        return principal
+        return principal or NOBODY
 
     def _authorise(self, call: Call, route: Route) -> None:
         if not call.principal.may(route.roles):
@@ -260,8 +259,8 @@ def _too_large(limit: int) -> Problem:
 
 async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     """Put the headers on that every answer carries; a signal, so that streams have them too."""
-    call = request.get("call")
-    if not isinstance(call, Call):
+    call = request.get(CALL)
+    if call is None:
         return
     headers = response.headers
     service = call.service

@@ -238,6 +238,8 @@ def no_leader(status: Status, code: str = "no_leader") -> Problem:
         return Problem(
             "no_quorum", f"{reached} of {voters} voters can be reached from here, {voters // 2 + 1} are needed"
         )
+    if code == "starting":
+        return Problem("starting", "the log is still being replayed")
     return Problem("no_leader", "nobody leads and nobody was elected within the request's timeout")
 
 

@@ -64,7 +64,9 @@ class StreamCall:
     answer: Answer
     is_hop: bool
     was_sent: bool = False
-    """It went to another node that may have done it."""
+    """It went to another node, which has not answered."""
+    is_unknown: bool = False
+    """It went to a node that is gone and may have done it."""
 
 
 async def work_stream(call: Call) -> web.StreamResponse:

@@ -77,7 +77,9 @@ class Upstream:
 
     async def _run(self) -> None:
         while True:
-            await self._wanted.wait()
+            if not self._calls:
+                self._wanted.clear()
+                await self._wanted.wait()
             status = self._service.status()
             leader = status.leader_id
             url = self._service.leader_url(leader) if leader is not None else None
@@ -85,12 +87,12 @@ class Upstream:
                 self._take_home()
             elif leader is not None and url is not None:
                 await self._serve(leader, url)
-                for number in self._calls:
+                for number, call in self._calls.items():
+                    call.is_unknown = call.is_unknown or call.was_sent
+                    call.was_sent = False
                     self._unsent[number] = None
             if self._calls:
                 await asyncio.sleep(LOOK_S)
-            else:
-                self._wanted.clear()
 
     def _take_home(self) -> None:
         """This node leads now: decide here what waits."""
@@ -170,6 +172,7 @@ class Upstream:
                 continue
             if status == 503 and body.get("code") in TRY_ELSEWHERE and body.get("outcome") == "not_applied":
                 # It does not lead any more; the next one is asked as soon as it is known.
+                call.was_sent = False
                 self._unsent[number] = None
                 continue
             del self._calls[number]
@@ -186,7 +189,7 @@ class Upstream:
     def _give_up(self, number: int) -> None:
         call = self._calls.pop(number)
         self._unsent.pop(number, None)
-        if call.was_sent:
+        if call.was_sent or call.is_unknown:
             problem = Problem("commit_unknown", "the leader gave no answer in time; repeat with the same key")
         else:
             problem = no_leader(self._service.status())
