@@ -21,12 +21,13 @@ from ringraft.cli.output import data_console, print_json, say, span, table
 from ringraft.cli.prober import SETTLE_S, Prober
 from ringraft.cli.rundir import RunDirectory, private_directory
 from ringraft.cli.screen import Screen
+from ringraft.cli.status import cluster_status
 from ringraft.client import Client, ClientError
 
 BOARD = "hex8"
 GAMES_PER_ITEM = 10
-SIMULATIONS = 200
-"""Tree search simulations a move: about 0.15 s a game on one core, so that there is something to watch."""
+SIMULATIONS = 120
+"""Tree search simulations a move: about 0.1 s a game on one core, so that there is something to watch."""
 GROUP = "demo"
 PROBES = "demo-probes"
 LOOK_S = 0.2
@@ -164,7 +165,7 @@ def demo(voters: int, workers: int, games: int, no_kill: bool, keep: bool, as_js
     if as_json:
         print_json(report.to_json())
     else:
-        data_console().print(table(("", ""), report.rows()))
+        data_console().print(table(("GAMES AND FILES", "FOUND"), report.rows()))
     return ExitCode.OK if report.audit.is_right else ExitCode.ERROR
 
 
@@ -239,7 +240,7 @@ class _Run:
         """Look, show, and kill once half of the games are played."""
         while True:
             try:
-                status = await self.client.get("/status")
+                status = await cluster_status(self.client)
                 found = [item async for item in items.listed(self.client, self._all("stale"), None)]
             except ClientError:
                 await asyncio.sleep(LOOK_S)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -76,7 +77,10 @@ def running_or_fail() -> Running:
 
 def _is_process(pid: int, started_s: float) -> bool:
     try:
-        return abs(psutil.Process(pid).create_time() - started_s) < START_TIME_SLACK_S
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started_s) < START_TIME_SLACK_S
+        # One that ended and was not yet asked for its exit code is no longer running.
+        return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -170,10 +174,12 @@ def _say_next(cluster: LocalCluster, leader_id: str) -> None:
     addr = "" if url == f"http://{DEFAULT_ADDRESS}" else f" --addr {url.removeprefix('http://')}"
     say(f"leader {leader_id}; data and logs in {cluster.directory}")
     print(url, flush=True)
+    # Started from a checkout, the command is the script there.
+    name = "bin/ringraft" if sys.argv[0].endswith("__main__.py") else "ringraft"
     say("next, in another terminal:")
-    say(f"  ringraft work add selfplay board_type=hex8 num_players=2 num_games=100{addr}")
-    say(f"  ringraft status --watch{addr}")
-    say("  ringraft dev kill leader")
+    say(f"  {name} work add selfplay board_type=hex8 num_players=2 num_games=100{addr}")
+    say(f"  {name} status --watch{addr}")
+    say(f"  {name} dev kill leader")
 
 
 class _Supervisor:
@@ -272,11 +278,16 @@ def dev_stop() -> int:
     """Stop the dev cluster, every node in order."""
     running = running_or_fail()
     os.kill(running.pid, signal.SIGTERM)
-    try:
-        psutil.Process(running.pid).wait(STOP_S)
-    except psutil.NoSuchProcess:
-        pass
-    except psutil.TimeoutExpired:
-        raise CommandFailed(ExitCode.UNKNOWN, f"pid {running.pid} is still stopping after {STOP_S:g} s") from None
+    if not asyncio.run(_ended(running)):
+        raise CommandFailed(ExitCode.UNKNOWN, f"pid {running.pid} is still stopping after {STOP_S:g} s")
     print("stopped")
     return ExitCode.OK
+
+
+async def _ended(running: Running) -> bool:
+    end_s = time.monotonic() + STOP_S
+    while time.monotonic() < end_s:
+        if not _is_process(running.pid, running.started_s):
+            return True
+        await asyncio.sleep(LOOK_S)
+    return False

@@ -56,7 +56,7 @@ class LocalNode:
 
     async def start(self) -> None:
         """Start it and wait for its ready line. PortTaken, or CommandFailed with the end of its log."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,

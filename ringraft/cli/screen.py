@@ -86,7 +86,7 @@ def cluster_table(status: Mapping[str, Any], killed: str | None) -> Table:
         leads = voter["node_id"] == status["leader_id"] and not dead
         role = "killed" if dead else "leader" if leads else "follower"
         style = "red" if dead else "bold green" if leads else ""
-        cells = (voter["applied_index"], None if dead else voter["behind"])
+        cells = (None, None) if dead else (voter["applied_index"], voter["behind"])
         numbers = ("-" if cell is None else str(cell) for cell in cells)
         made.add_row(voter["node_id"], role, *numbers, str(voter["url"]), style=style)
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -15,9 +16,10 @@ from rich.text import Text
 from ringraft.cli.connect import Target, cluster_command
 from ringraft.cli.exits import ExitCode
 from ringraft.cli.output import ago, data_console, print_json, span, table
-from ringraft.client import Client
+from ringraft.client import Client, ClientError
 
 WATCH_S = 2.0
+LEADER_S = 2.0
 EVENTS_SHOWN = 5
 STATES = ("PENDING", "BLOCKED", "ASSIGNED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED")
 
@@ -53,11 +55,26 @@ async def status(target: Target, watch: bool, every: float) -> int:
 
 
 async def look(client: Client) -> Answer:
-    """``/status``, ``/work/status``, ``/peers`` and the newest events in one."""
-    cluster, work, peers = await asyncio.gather(client.get("/status"), client.get("/work/status"), client.get("/peers"))
+    """The cluster, its work, its peers and the newest events in one."""
+    cluster, work, peers = await asyncio.gather(
+        cluster_status(client), client.get("/work/status"), client.get("/peers")
+    )
     listed = peers["items"] if isinstance(peers, dict) else peers
     events = await client.get("/events", params={"since": 0, "wait_s": 0})
     return {"status": cluster, "work": work, "peers": listed, "events": events["items"][-EVENTS_SHOWN:]}
+
+
+async def cluster_status(client: Client) -> Answer:
+    """``/status`` of the leader where it answers, for only it knows how far the others are; else of any node."""
+    cluster: Answer = await client.get("/status")
+    leader_id = cluster["leader_id"]
+    url = next((voter["url"] for voter in cluster["voters"] if voter["node_id"] == leader_id), None)
+    if url is None or leader_id == cluster["node_id"]:
+        return cluster
+    with suppress(ClientError):
+        seen: Answer = (await client.request("GET", "/status", address=url, deadline_s=LEADER_S)).body
+        return seen
+    return cluster
 
 
 def verdict(seen: Mapping[str, Any]) -> ExitCode:
@@ -114,8 +131,11 @@ def view(seen: Mapping[str, Any]) -> RenderableType:
 def voters(cluster: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     """A row each: who, role, applied, how far behind, last heard."""
     for voter in cluster["voters"]:
-        role = "leader" if voter["node_id"] == cluster["leader_id"] else voter["role"]
         contact = span(voter["last_contact_s"])
+        if not voter.get("alive", True):
+            yield voter["node_id"], "down", None, None, contact, voter["url"]
+            continue
+        role = "leader" if voter["node_id"] == cluster["leader_id"] else voter["role"]
         yield voter["node_id"], role, voter["applied_index"], voter["behind"], contact, voter["url"]
 
 

@@ -137,7 +137,8 @@ def _print_items(target: Target, found: list[dict[str, Any]], *, quiet: bool) ->
 
 def _row(item: dict[str, Any]) -> tuple[Any, ...]:
     lease = item.get("lease") or {}
-    tries = f"{item['attempt']}/{item['max_attempts']}"
+    # attempt counts those that are spent; people count from the first.
+    tries = f"{item['attempt'] if item['state'] == 'FAILED' else item['attempt'] + 1}/{item['max_attempts']}"
     error = (item.get("error") or "").splitlines()[:1]
     age = (ago(item["created_at"]) or "").removesuffix(" ago")
     return (
