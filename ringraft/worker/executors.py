@@ -20,6 +20,8 @@ from ringraft import schema
 from ringraft.training import boards
 
 ENTRY_POINT: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
+ALIASES: Final = {"gauntlet": "evaluation", "validation": "evaluation", "data_sync": "sync"}
+"""Other names of types; an item always comes with the one on the right."""
 TEXT_CHARS_MAX: Final = 4096
 ARRAY_ITEMS_MAX: Final = 4096
 FAULTS_SHOWN: Final = 5
@@ -95,10 +97,12 @@ class Executors:
             offered["selfplay"] = Executor(
                 "selfplay", entry_point="ringraft.training.selfplay:run", arguments=arguments
             )
-        for work_type, declaration in declared.items():
+        for name, declaration in declared.items():
+            work_type = ALIASES.get(name, name)
             offered[work_type] = declare(work_type, declaration)
             missing.pop(work_type, None)
         if work_types is not None:
+            work_types = tuple(ALIASES.get(name, name) for name in work_types)
             for work_type in work_types:
                 if work_type not in offered and work_type not in missing:
                     missing[work_type] = f"worker.executors has no {work_type!r}: declare a command or an entry_point"

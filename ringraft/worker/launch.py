@@ -25,12 +25,15 @@ ERROR_FILE: Final = "error.json"
 BAD_ARGUMENTS: Final = 64
 """The exit code (EX_USAGE) of a program whose arguments are wrong: the item is not tried again."""
 PR_SET_PDEATHSIG: Final = 1
+NICE: Final = 5
+"""Work yields to the node that renews its leases: a pegged machine must not lose them."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the item described in the directory; the exit code."""
     directory, parent_pid = Path(arguments[0]), int(arguments[1])
     die_with_parent(parent_pid)
+    os.nice(NICE)
     item: dict[str, Any] = json.loads((directory / ITEM_FILE).read_bytes())
     command = item["command"]
     if command is not None:

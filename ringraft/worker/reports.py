@@ -24,6 +24,8 @@ FORBIDDEN_RETRY_S: Final = 60.0
 CREDENTIAL: Final = frozenset({401, 403})
 UNFIT: Final = frozenset({400, 413, 422})
 """The cluster does not take this result as it is: repeating it, or the run, would change nothing."""
+ERROR_CHARS_SURE: Final = 64
+"""An error text that any cluster takes: the least that ``queue.error_chars_max`` may be."""
 T = TypeVar("T")
 
 
@@ -137,6 +139,10 @@ class Reports:
             logger.error("the result was refused action=result_refused work_id=%s error=%s", report.work_id, error)
             body = {"error": f"the cluster refused the result: {error}"[:2000], "retryable": False}
             await self.on_disk(self._spool.replace, spooled, replace(report, verb="fail", body=body))
+            return True
+        if error.status in UNFIT and len(report.body.get("error", "")) > ERROR_CHARS_SURE:
+            body = {**report.body, "error": report.body["error"][:ERROR_CHARS_SURE]}
+            await self.on_disk(self._spool.replace, spooled, replace(report, body=body))
             return True
         self.refused += 1
         logger.warning(

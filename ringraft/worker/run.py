@@ -77,7 +77,7 @@ class Run:
             if self._release:
                 await reports.put("release", self.work_id, self.token, {})
             return
-        with logs.open(self.work_id, self.token) as log:
+        with await reports.on_disk(logs.open, self.work_id, self.token) as log:
             verb, body = await self._execute(log)
         if verb is not None:
             await reports.put(verb, self.work_id, self.token, body)

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -23,7 +23,7 @@ from ringraft.worker import resources
 from ringraft.worker.executors import Executors
 from ringraft.worker.logs import Logs
 from ringraft.worker.process import clear_leftovers, read_progress
-from ringraft.worker.reports import Cluster, Reports
+from ringraft.worker.reports import UNFIT, Cluster, Reports
 from ringraft.worker.run import Run
 from ringraft.worker.spool import REPORTS_MAX, Spool
 
@@ -61,13 +61,17 @@ class WorkerConfig(Protocol):
 
 
 class Worker:
-    """One node's worker. ``start`` returns at once; ``stop`` drains. Raises ExecutorError when made."""
+    """One node's worker. ``start`` returns at once; ``stop`` drains. Raises ExecutorError when made.
+
+    ``incarnation`` may be a function: a node whose directory was lost learns only from the cluster
+    that a higher number is in use, and registering is tried until the number is high enough.
+    """
 
     def __init__(
         self,
         *,
         node_id: str,
-        incarnation: int,
+        incarnation: int | Callable[[], int],
         data_dir: Path,
         client: Cluster,
         config: WorkerConfig,
@@ -76,7 +80,7 @@ class Worker:
         clock: Clock | None = None,
     ) -> None:
         self._node_id = node_id
-        self._incarnation = incarnation
+        self._incarnation = incarnation if callable(incarnation) else lambda: incarnation
         self._client = client
         self._config = config
         self._addresses = addresses
@@ -178,16 +182,16 @@ class Worker:
     async def _register(self) -> None:
         """Present this incarnation, however long that takes."""
         self._capabilities = await self._reports.on_disk(resources.capabilities, self._config.capabilities)
-        body = {
-            "node_id": self._node_id,
-            "incarnation": self._incarnation,
-            "roles": ["worker"],
-            "work_types": sorted(self._executors.offered),
-            "capabilities": self._capabilities,
-            "addresses": list(self._addresses),
-            "version": ringraft.__version__,
-        }
         while True:
+            body = {
+                "node_id": self._node_id,
+                "incarnation": self._incarnation(),
+                "roles": ["worker"],
+                "work_types": sorted(self._executors.offered),
+                "capabilities": self._capabilities,
+                "addresses": list(self._addresses),
+                "version": ringraft.__version__,
+            }
             try:
                 answer = await self._client.post("/nodes/register", body)
                 break
@@ -196,7 +200,7 @@ class Worker:
                 await asyncio.sleep(self._poll_s)
         self._heard_s = self._clock.monotonic_s()
         freed = answer.get("freed") if isinstance(answer, dict) else None
-        logger.info("registered action=registered incarnation=%d freed=%s", self._incarnation, freed)
+        logger.info("registered action=registered incarnation=%d freed=%s", body["incarnation"], freed)
 
     async def _claim_for_ever(self) -> None:
         if not self._executors.offered:
@@ -224,7 +228,7 @@ class Worker:
             "lease_s": self._config.lease_s,
             "wait_s": CLAIM_WAIT_S,
         }
-        key = f"{self._node_id}-{self._incarnation}-{self._clock.wall_ms()}-{self._claimed}"
+        key = f"{self._node_id}-{self._incarnation()}-{self._clock.wall_ms()}-{self._claimed}"
         while True:
             asked_s = self._clock.monotonic_s()
             started_s = asyncio.get_running_loop().time()
@@ -271,20 +275,36 @@ class Worker:
         """Extend every lease held, report progress, and stop what the cluster says is not ours."""
         runs = dict(self._runs)
         leases = await self._reports.on_disk(_leases, list(runs.values()))
-        body = {"node_id": self._node_id, "leases": leases}
         asked_s = self._clock.monotonic_s()
         try:
-            answer = await self._client.post("/work/renew", body, deadline_s=timeout_s)
+            verdicts = await self._ask_to_renew(leases, timeout_s)
         except ClientError as error:
             self._cut_off(error)
             return
         self._heard_s = asked_s
-        for lease, verdict in zip(leases, answer["leases"], strict=True):
+        for lease, verdict in zip(leases, verdicts, strict=True):
             run = runs[lease["token"]]
-            if not verdict["ok"]:
+            if verdict["ok"]:
+                if verdict.get("cancel"):
+                    run.stop("cancelled")
+            elif verdict.get("code") != "too_large":
                 run.stop(f"lease_gone:{verdict.get('code')}")
-            elif verdict.get("cancel"):
-                run.stop("cancelled")
+
+    async def _ask_to_renew(self, leases: list[dict[str, Any]], timeout_s: float) -> list[dict[str, Any]]:
+        """The cluster's word on each lease. Progress that it does not take must not cost the leases."""
+        body = {"node_id": self._node_id, "leases": leases}
+        try:
+            answer = await self._client.post("/work/renew", body, deadline_s=timeout_s)
+        except ApiError as error:
+            if error.status not in UNFIT or not any("progress" in lease for lease in leases):
+                raise
+            logger.warning("progress was refused action=progress_refused error=%s", error)
+            bare = [{"work_id": lease["work_id"], "token": lease["token"]} for lease in leases]
+            answer = await self._client.post(
+                "/work/renew", {"node_id": self._node_id, "leases": bare}, deadline_s=timeout_s
+            )
+        verdicts: list[dict[str, Any]] = answer["leases"]
+        return verdicts
 
     def _cut_off(self, error: ClientError) -> None:
         """Nobody could be asked: run on, for a time, in the hope that the results will still count."""

@@ -81,7 +81,7 @@ def test_policy_targets_are_shares_of_visits_over_legal_moves(tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["hex8", "connect_four", "maedn4"])
 def test_the_same_item_gives_the_same_games_and_the_same_bytes(name: str, tmp_path: Path) -> None:
-    config = {"board_type": name, "num_games": 2, "simulations": 8, "seed": 7}
+    config: dict[str, Any] = {"board_type": name, "num_games": 2, "simulations": 8, "seed": 7}
     first, _ = play(tmp_path / "a", **config)
     second, _ = play(tmp_path / "b", "another-item", **config)
     assert first.result["sha256"] == second.result["sha256"]
@@ -97,7 +97,7 @@ def test_a_longer_item_begins_with_the_games_of_a_shorter_one(tmp_path: Path) ->
 
 
 def test_without_a_seed_it_follows_from_the_work_id(tmp_path: Path) -> None:
-    config = {"board_type": "connect_four", "num_games": 2, "simulations": 4}
+    config: dict[str, Any] = {"board_type": "connect_four", "num_games": 2, "simulations": 4}
     first, _ = play(tmp_path / "a", "sp-1", **config)
     again, _ = play(tmp_path / "b", "sp-1", **config)
     other, _ = play(tmp_path / "c", "sp-2", **config)
@@ -106,7 +106,7 @@ def test_without_a_seed_it_follows_from_the_work_id(tmp_path: Path) -> None:
 
 
 def test_an_attempt_that_is_repeated_replaces_its_file_by_an_equal_one(tmp_path: Path) -> None:
-    config = {"board_type": "connect_four", "num_games": 1, "simulations": 4}
+    config: dict[str, Any] = {"board_type": "connect_four", "num_games": 1, "simulations": 4}
     first, _ = play(tmp_path, **config)
     path = Path(first.result["file"])
     path.write_bytes(b"cut short")

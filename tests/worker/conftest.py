@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,9 @@ async def make(tmp_path: Path, cluster: FakeCluster, monkeypatch: pytest.MonkeyP
     """Makes workers on ``cluster``; all are stopped at the end."""
     made: list[Worker] = []
 
-    def make_one(config: Config | None = None, *, incarnation: int = 1, clock: Clock | None = None) -> Worker:
+    def make_one(
+        config: Config | None = None, *, incarnation: int | Callable[[], int] = 1, clock: Clock | None = None
+    ) -> Worker:
         worker = Worker(
             node_id="w1",
             incarnation=incarnation,

@@ -92,6 +92,11 @@ def test_a_type_asked_for_without_executor_is_said() -> None:
     assert "worker.executors has no 'evaluation'" in executors.missing["evaluation"]
 
 
+def test_an_executor_declared_by_another_name_runs_the_type_itself() -> None:
+    executors = Executors.load({"gauntlet": {"command": ["true"]}}, ("validation",))
+    assert list(executors.offered) == ["evaluation"]
+
+
 def test_detected_resources_can_be_overridden() -> None:
     found = resources.capabilities({})
     assert found["cpus"] >= 1 and found["memory_gb"] > 0 and isinstance(found["gpus"], list)

@@ -288,6 +288,15 @@ async def test_a_result_the_cluster_cannot_take_fails_the_item(make: Start, clus
     assert report["retryable"] is False and "refused the result" in report["error"]
 
 
+async def test_an_error_too_long_for_the_cluster_is_cut(make: Start, cluster: FakeCluster) -> None:
+    cluster.faults["/work/fail"] = [refusal(422, "invalid_field")]
+    code = "import sys; print('x' * 500); sys.exit(1)"
+    await make(Config({"program": {"command": [sys.executable, "-c", code]}})).start()
+    cluster.add("a", "program")
+    await until(lambda: cluster.reports["fail"])
+    assert cluster.reports["fail"][0]["error"] == "exit code 1: ".ljust(64, "x")
+
+
 async def test_a_refused_credential_loses_no_result_and_holds_nothing_up(
     make: Start, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +308,28 @@ async def test_a_refused_credential_loses_no_result_and_holds_nothing_up(
     cluster.add("b", "answer")
     await until(lambda: cluster.state("b") == "COMPLETED")
     await until(lambda: cluster.state("a") == "COMPLETED")
+
+
+async def test_progress_that_is_refused_costs_no_lease(
+    make: Start, cluster: FakeCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.faults["/work/renew"] = [refusal(413, "too_large")]
+    worker = make()
+    await worker.start()
+    cluster.add("w", "wait", {"until": str(tmp_path / "go")})
+    await until(lambda: "action=progress_refused" in caplog.text)
+    await until(lambda: cluster.paths().count("/work/renew") >= 3)
+    assert worker.status()["running"]
+    (tmp_path / "go").touch()
+    await until(lambda: cluster.state("w") == "COMPLETED")
+
+
+async def test_registering_is_tried_until_the_incarnation_is_high_enough(make: Start, cluster: FakeCluster) -> None:
+    cluster.faults["/nodes/register"] = [refusal(409, "conflict")]
+    numbers = iter([1, 7, 7, 7, 7])
+    await make(incarnation=lambda: next(numbers, 7)).start()
+    await until(lambda: "/work/claim" in cluster.paths())
+    assert [body["incarnation"] for path, body in cluster.calls if path == "/nodes/register"] == [1, 7]
 
 
 async def test_a_full_disk_delays_a_report_and_loses_none(
