@@ -287,7 +287,7 @@ def pack_item(item: Item) -> bytes:
             (
                 "item",
                 item.spec.seq,
-                item.state.value,
+                item.state,
                 item.attempt,
                 item.wake_log_ms,
                 item.wake_wall_ms,

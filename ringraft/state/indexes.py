@@ -44,7 +44,7 @@ class ClassIndex:
 def standing(item: Item) -> str:
     """The item's state, PENDING told apart by what it waits for."""
     if item.state is not WorkState.PENDING:
-        return item.state.value
+        return item.state
     if item.wake_log_ms is not None:
         return RETRY_BACKOFF
     return READY if item.wake_wall_ms is None else NOT_BEFORE
@@ -213,13 +213,9 @@ class Indexes:
             # What a live item depends on is kept: its timer comes back with the last dependent's end.
             if item.end is None or spec.id not in self.dependents:
                 log_ms = item.due_log_ms()
-        for timers, due_ms in ((self.log_timers, log_ms), (self.wall_timers, wall_ms)):
-            present = timers.live.get(spec.id)
-            if due_ms is None:
-                if present is not None:
-                    timers.drop(spec.id)
-            elif present is None or present[0] != due_ms:
-                timers.put(spec.id, (due_ms, spec.seq, spec.id))
+        _arm_one(self.log_timers, log_ms, spec)
+        if wall_ms is not None or self.wall_timers:
+            _arm_one(self.wall_timers, wall_ms, spec)
 
     # -- keys --------------------------------------------------------------------------------------------------
 
@@ -237,3 +233,12 @@ class Indexes:
             self.births_left[key_id] = len(births)
             for seq in births:
                 self.births[seq] = key_id
+
+
+def _arm_one(timers: LazyHeap, due_ms: int | None, spec: ItemSpec) -> None:
+    present = timers.live.get(spec.id)
+    if due_ms is None:
+        if present is not None:
+            timers.drop(spec.id)
+    elif present is None or present[0] != due_ms:
+        timers.put(spec.id, (due_ms, spec.seq, spec.id))

@@ -8,7 +8,7 @@ from ringraft.state import commands as ops
 from ringraft.state.decide.add import BROKEN, full
 from ringraft.state.decide.item import cancelled, news_of, place, unblocked_state
 from ringraft.state.model import Done, Rejected, WorkState
-from ringraft.state.records import Item, KeyRecord
+from ringraft.state.records import Grant, Item, KeyRecord
 from ringraft.state.tables import At, Decision, News, Tables
 
 
@@ -77,7 +77,7 @@ def retry(tables: Tables, op: ops.Retry, at: At) -> Decision | Rejected:
     news: list[News] = []
     for name, item in back.items():
         state = unblocked_state(item.spec, state_of)
-        fresh = replace(item, attempt=0, error=None, end=None)
+        fresh = replace(item, attempt=0, error=None, end=None, grant=_over(item.grant))
         if state is WorkState.CANCELLED:
             broken = next(one for one in item.spec.dependencies if state_of(one) in BROKEN)
             items[name], event = cancelled(fresh, at, tables.limits, f"its dependency {broken} is {state_of(broken)}")
@@ -88,6 +88,11 @@ def retry(tables: Tables, op: ops.Retry, at: At) -> Decision | Rejected:
             news.append(("WORK_RETRIED", news_of(item.spec)))
     count = len(items)
     return Decision(Done({"status": "retried", "count": count}), items, news, remembered=_remembered(tables, at, count))
+
+
+def _over(grant: Grant | None) -> Grant | None:
+    """A late result is for an item that still waits through expiry, not for one that was taken back."""
+    return replace(grant, verdict="retried") if grant is not None and grant.verdict == "expired" else grant
 
 
 def _check_unique_keys(tables: Tables, back: dict[str, Item]) -> Rejected | None:

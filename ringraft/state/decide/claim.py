@@ -129,9 +129,9 @@ def start(tables: Tables, op: ops.Start, at: At) -> Decision | Rejected:
 
 
 def renew(tables: Tables, op: ops.Renew, at: At) -> Decision | Rejected:
-    limit = tables.limits.node_leases_max
+    limit = max(tables.limits.node_leases_max, tables.limits.batch_items_max)
     if len(op.leases) > limit:
-        told = f"{len(op.leases)} leases; at most {limit} (node_leases_max)"
+        told = f"{len(op.leases)} leases; at most {limit} at once"
         return Rejected("invalid_field", told, (("/leases", told),))
     items: dict[str, Item | None] = {}
     answers = [_renew_one(tables, op.node_id, ref, at, items) for ref in op.leases]

@@ -8,7 +8,7 @@ from ringraft.state import commands as ops
 from ringraft.state.decide.add import Births
 from ringraft.state.decide.item import held, lease_news, longer, spent, wrong_state
 from ringraft.state.model import Done, NewItem, Rejected, WorkState
-from ringraft.state.records import End, Item
+from ringraft.state.records import End, Grant, Item
 from ringraft.state.tables import At, Decision, News, Tables
 
 COMPLETION_NEWS = {"selfplay": "SELFPLAY_COMPLETE", "training": "TRAINING_COMPLETE"}
@@ -45,7 +45,16 @@ def complete(tables: Tables, op: ops.Complete, at: At) -> Decision | Rejected:
         item.attempt,
         None,
         None,
-        replace(grant, verdict="completed"),
+        Grant(
+            grant.node_id,
+            grant.token,
+            grant.lease_ms,
+            grant.expires_log_ms,
+            grant.expires_wall_ms,
+            grant.started_log_ms,
+            grant.started_wall_ms,
+            "completed",
+        ),
         item.progress,
         None,
         longer(item, at, tables.limits, "completed"),
