@@ -92,9 +92,11 @@ async def measure(scenario: Scenario, call: Call, cluster: Cluster, seconds: flo
         nonlocal finished
         while time.monotonic() < stop_at:
             if scenario.per_call == 1:
-                finished += await one_lifecycle(call, f"bench{worker}")
+                done = await one_lifecycle(call, f"bench{worker}")
             else:
-                finished += await batch_lifecycle(call, f"bench{worker}", scenario.per_call)
+                done = await batch_lifecycle(call, f"bench{worker}", scenario.per_call)
+            # Not "+= await": that would read the count before the wait and lose what others counted meanwhile.
+            finished += done
 
     server_before, client_before, began = cluster.cpu_s(), time.process_time(), time.monotonic()
     await asyncio.gather(*(drive(worker) for worker in range(scenario.in_flight)))
