@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
@@ -37,6 +37,10 @@ class Snapshot:
     """``work_status`` of the state machine."""
     members: Mapping[str, int]
     """Nodes by state."""
+    workers: Mapping[str, int]
+    """Nodes that run work, by state."""
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """Proposals that ended without an outcome, by reason."""
     gauges: Mapping[str, float] = field(default_factory=dict)
     """Further numbers by name, without the ``ringraft_`` in front."""
 
@@ -64,9 +68,6 @@ class Metrics:
         }
         self._finished = self._counter("ringraft_jobs_finished", "Items that became final.", "outcome")
         self._elections = self._counter("ringraft_raft_leader_changes", "Epochs begun.")
-        self._proposals_failed = self._counter(
-            "ringraft_raft_proposals_failed", "Proposals that ended without an outcome.", "reason"
-        )
         self._suspicions = self._counter("ringraft_membership_suspicions", "Nodes that became suspect.")
         self._forwarded = self._counter("ringraft_forwarded_requests", "Requests passed on to the leader.")
         self._requests = Histogram(
@@ -88,10 +89,6 @@ class Metrics:
     def forwarded(self) -> None:
         """One request was passed on to the leader."""
         self._forwarded.inc()
-
-    def proposal_failed(self, reason: str) -> None:
-        """One proposal ended without an outcome."""
-        self._proposals_failed.labels(reason).inc()
 
     def suspected(self) -> None:
         """One node became suspect."""
@@ -143,12 +140,26 @@ class _Gauges(Collector):
             yield from _raft(snapshot.status)
         if snapshot.work is not None:
             yield from _work(snapshot.work)
-        members = GaugeMetricFamily("ringraft_members", "Known nodes by state.", labels=["state"])
-        for state, count in sorted(snapshot.members.items()):
-            members.add_metric([state], count)
-        yield members
+        yield from _nodes(snapshot)
+        failed = CounterMetricFamily(
+            "ringraft_raft_proposals_failed", "Proposals that ended without an outcome.", labels=["reason"]
+        )
+        for reason, count in sorted(snapshot.failures.items()):
+            failed.add_metric([reason], count)
+        yield failed
         for name, value in snapshot.gauges.items():
             yield GaugeMetricFamily(f"ringraft_{name}", name.replace("_", " ") + ".", value=value)
+
+
+def _nodes(snapshot: Snapshot) -> Iterator[Metric]:
+    for name, text, counts in (
+        ("members", "Known nodes by state.", snapshot.members),
+        ("workers", "Known nodes that run work, by state.", snapshot.workers),
+    ):
+        family = GaugeMetricFamily(f"ringraft_{name}", text, labels=["state"])
+        for state, count in sorted(counts.items()):
+            family.add_metric([state], count)
+        yield family
 
 
 def _raft(status: Status) -> Iterator[Metric]:

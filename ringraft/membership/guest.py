@@ -11,6 +11,7 @@ from typing import Any
 from ringraft.clock import Clock
 from ringraft.membership.base import Member, MemberChange, MemberState
 from ringraft.membership.heartbeat import Leader, Transport, Unreachable
+from ringraft.membership.once import Once
 from ringraft.membership.table import Report, Timers
 from ringraft.membership.watchers import Watchers
 from ringraft.membership.wire import Answer, BadHeartbeat, heartbeat_body, parse_answer
@@ -58,6 +59,7 @@ class GuestMembership:
         self._members: dict[str, Member] = {}
         self._members_at_s = clock.monotonic_s()
         self._watchers = Watchers()
+        self._refusals = Once()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -168,6 +170,7 @@ class GuestMembership:
         if not answer.accepted:
             await self._refused(target, answer)
             return
+        self._refusals.forget(target)
         self._answer = answer
         self._answered_s = self._clock.monotonic_s()
         self._target = _address(answer.leader_url) or target
@@ -178,9 +181,9 @@ class GuestMembership:
             self._install(answer.members)
 
     async def _refused(self, target: str, answer: Answer) -> None:
-        log.warning(
-            "heartbeat was refused action=heartbeat_refused_by voter=%s reason=%s known_incarnation=%d",
-            answer.node_id or target, answer.reason, answer.known_incarnation,
+        self._refusals.log(
+            log, target, "heartbeat was refused action=heartbeat_refused_by voter=%s reason=%s known_incarnation=%d",
+            answer.node_id, answer.reason, answer.known_incarnation,
         )  # fmt: skip
         self._target = _address(answer.leader_url) if answer.reason == "not_a_voter" else None
         if answer.reason == "stale_incarnation" and answer.known_incarnation >= self._own.incarnation:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ringraft.clock import Clock
 from ringraft.membership.base import Member, MemberChange
+from ringraft.membership.once import Once
 from ringraft.membership.table import MemberTable, Refusal, Report, Timers
 from ringraft.membership.watchers import Watchers
 from ringraft.membership.wire import (
@@ -78,6 +79,7 @@ class HeartbeatMembership:
         self._started_s = clock.monotonic_s()
         self._table = MemberTable(own=own, voters=voters, timers=timers, now_s=self._started_s)
         self._watchers = Watchers()
+        self._refusals = Once()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -116,11 +118,15 @@ class HeartbeatMembership:
         now_s = self._clock.monotonic_s()
         heard = self._table.hear(beat.report, now_s=now_s)
         if isinstance(heard, Refusal):
-            log.warning(
-                "heartbeat refused action=heartbeat_refused node=%s incarnation=%d reason=%s known_incarnation=%d",
-                beat.report.node_id, beat.report.incarnation, heard.reason, heard.known_incarnation,
+            self._refusals.log(
+                log, beat.report.node_id, "heartbeat refused action=heartbeat_refused node=%s incarnation=%d reason=%s",
+                beat.report.node_id, beat.report.incarnation, heard.reason,
             )  # fmt: skip
             return self._answer(beat, heard)
+        self._refusals.forget(beat.report.node_id)
+        log.debug(
+            "heartbeat heard action=heartbeat node=%s incarnation=%d", beat.report.node_id, beat.report.incarnation
+        )
         self._tell(heard)
         # Only a voter passes on whom it heard; whatever another node says of others is hearsay.
         for report, age_s in beat.heard if beat.report.node_id in self._others else ():
@@ -176,7 +182,8 @@ class HeartbeatMembership:
             return None
 
     async def _refused(self, node_id: str, answer: Answer) -> None:
-        log.warning(
+        self._refusals.log(
+            log, f"by {node_id}",
             "heartbeat was refused action=heartbeat_refused_by voter=%s reason=%s known_incarnation=%d",
             node_id, answer.reason, answer.known_incarnation,
         )  # fmt: skip

@@ -296,6 +296,8 @@ class Node:
 
     def _begin_membership(self) -> None:
         settings = self.settings.membership
+        if settings.trace:
+            logging.getLogger("ringraft.membership").setLevel(logging.DEBUG)
         try:
             timers = Timers.derive(
                 heartbeat_s=settings.heartbeat_s,

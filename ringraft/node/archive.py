@@ -34,6 +34,9 @@ CREATE INDEX IF NOT EXISTS item_by_group ON item (grp, finished_at, key) WHERE g
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
 
+# One for all: ``json.dumps`` makes a new encoder for each call that has options.
+ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 READS_MAX = 64
 """Reads that may wait for the archive's thread at once; beyond it they are refused."""
 
@@ -193,7 +196,7 @@ def _row(item: Mapping[str, Any]) -> tuple[Any, ...]:
         item.get("group"),
         history[-1]["node_id"] if history else None,
         item["finished_at"] or "",
-        json.dumps(item, separators=(",", ":"), ensure_ascii=False, allow_nan=False),
+        ENCODER.encode(item),
     )
 
 

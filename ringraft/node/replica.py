@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from ringraft.clock import Clock
-from ringraft.consensus.base import Consensus, Status
+from ringraft.consensus.base import Consensus, Indeterminate, NotLeader, ProposalError, Status, Unavailable
 from ringraft.node.events import EventRing
 from ringraft.node.parking import RECLAIM_PAUSE_S, ParkedClaims
 from ringraft.state.commands import Claim
@@ -28,6 +29,12 @@ FINAL_EVENTS = frozenset({"WORK_COMPLETED", "WORK_FAILED", "WORK_CANCELLED"})
 ENDING_EVENTS = FINAL_EVENTS | {"WORK_RETIRED"}
 """After one of these nobody has to wait for the item any longer."""
 
+
+REASONS: dict[type[ProposalError], str] = {
+    NotLeader: "not_leader",
+    Unavailable: "unavailable",
+    Indeterminate: "indeterminate",
+}
 
 SWEEP_CREDITS = 64
 """How many parked claims one sweep wakes at most."""
@@ -83,6 +90,8 @@ class Replica:
         self._indexes: list[tuple[int, int, asyncio.Future[None]]] = []
         self._tickets = itertools.count()
         self._listeners: list[Callable[[Applied], None]] = []
+        self.failures: Counter[str] = Counter()
+        """Proposals that ended without an outcome, by reason."""
         self.applied_at_s = clock.monotonic_s()
         """When the newest entry was applied, on this node's monotonic clock."""
 
@@ -144,7 +153,11 @@ class Replica:
 
     async def submit(self, command: Command, *, deadline_s: float) -> Outcome:
         """Propose and wait for the outcome. Raises NotLeader, Unavailable, Indeterminate."""
-        return await self._log().propose(command, deadline_s=deadline_s)
+        try:
+            return await self._log().propose(command, deadline_s=deadline_s)
+        except ProposalError as fault:
+            self.failures[REASONS[type(fault)]] += 1
+            raise
 
     async def claim(self, command: Command, *, deadline_s: float, wait_s: float) -> Outcome:
         """Claim; with nothing to get, wait up to ``wait_s`` seconds for something and claim again.

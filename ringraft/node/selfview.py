@@ -53,13 +53,17 @@ def metrics_snapshot(node: Node) -> Snapshot:
         "loop_lag_seconds": node.load.lag_s,
         "background_loops_failed": float(len(node.loops.faults())),
     }
-    members = {state.value: 0 for state in MemberState} | _members_by_state(node)
+    none = {state.value: 0 for state in MemberState}
+    members, workers = none | _members_by_state(node), none | _members_by_state(node, role="worker")
     if node.voter is None:
-        return Snapshot(None, None, members, gauges)
+        return Snapshot(None, None, members, workers, gauges=gauges)
+    replica = node.voter.replica
     gauges["archive_backlog_items"] = float(len(node.voter.backlog))
-    gauges["waiting_requests"] = float(node.voter.replica.waiting)
-    return Snapshot(node.voter.consensus.status(), node.voter.replica.machine.work_status(), members, gauges)
+    gauges["waiting_requests"] = float(replica.waiting)
+    status, work = node.voter.consensus.status(), replica.machine.work_status()
+    return Snapshot(status, work, members, workers, replica.failures, gauges)
 
 
-def _members_by_state(node: Node) -> dict[str, int]:
-    return dict(Counter(member.state.value for member in node.membership.members().values()))
+def _members_by_state(node: Node, role: str | None = None) -> dict[str, int]:
+    members = node.membership.members().values()
+    return dict(Counter(member.state.value for member in members if role is None or role in member.roles))

@@ -131,7 +131,8 @@ class Voter:
     async def hand_over(self) -> None:
         """Hand leadership to another voter, when this one has it; bounded by ``HANDOVER_S``."""
         status = self.consensus.status()
-        if status.role is not Role.LEADER or not any(voter.connected for voter in status.voters):
+        others = [voter for voter in status.voters if voter.node_id != self._node_id]
+        if status.role is not Role.LEADER or not any(voter.connected for voter in others):
             return
         try:
             leader_id = await self.consensus.transfer(None, deadline_s=HANDOVER_S)
@@ -139,6 +140,8 @@ class Voter:
             log.warning("leadership was not handed over action=hand_over_failed fault=%s", fault)
         else:
             log.info("handed leadership over action=hand_over to=%s", leader_id)
+            # While this node still answers, so that parked claims go on at the new leader.
+            self.replica.release_parked()
 
     async def close(self) -> None:
         """Stop the log, archive what can be archived quickly, close everything."""

@@ -145,6 +145,25 @@ async def test_a_parked_claim_at_a_follower_outlives_the_leader(tmp_path):
         assert (status, body["work"]["work_id"]) == (200, "later")
 
 
+async def test_a_claim_parked_at_a_stopping_leader_goes_on_at_the_next(tmp_path):
+    async with Cluster(tmp_path) as cluster:
+        leader = await cluster.leader()
+        other = next(node_id for node_id in cluster.voters if node_id != leader)
+        claiming = asyncio.create_task(cluster.post(leader, "/work/claim", {"node_id": "w1", "wait_s": 9}))
+
+        async def parked():
+            return (await cluster.get(leader, "/status"))["waiting_requests"] == 1
+
+        await eventually_some(parked)
+        assert await asyncio.to_thread(cluster.voters[leader].stop) == 0
+        try:
+            status, body = await claiming
+        except aiohttp.ClientError:
+            return  # It may lose its connection, which tells a client to repeat: nothing was granted.
+        assert (status, body.get("code")) in ((503, "shutting_down"), (504, "commit_unknown"), (200, None)), body
+        assert await add(cluster, other, "after")
+
+
 async def test_a_cluster_with_a_secret_works_together_and_lets_nobody_else_in(tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("a-secret-of-more-than-sixteen-characters")

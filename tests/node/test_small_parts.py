@@ -71,14 +71,13 @@ class Source:
     def metrics_snapshot(self):
         status = Status("n1", Role.LEADER, "n1", Epoch(0, 7), 40, 38, 41, 10, 4096, True, 0.0, ())
         work = {"by_status": {"PENDING": 3}, "by_type": {"selfplay": 3}, "oldest_pending_age_s": 1.5}
-        return Snapshot(status, work, {"alive": 2, "dead": 0}, {"loop_lag_seconds": 0.5})
+        return Snapshot(status, work, {"alive": 2}, {"alive": 1}, {"not_leader": 4}, {"loop_lag_seconds": 0.5})
 
 
 def test_metrics_show_gauges_and_counters():
     metrics = Metrics(Source(), version="1", node_id="n1")
     metrics.observe_request("/work/item/{id}", "GET", 200, 0.004)
     metrics.forwarded()
-    metrics.proposal_failed("not_leader")
     metrics.suspected()
     renewals = Done({"leases": [{"ok": True}, {"ok": False, "code": "stale_token"}]})
     outcomes = (Rejected("stale_token", ""), Rejected("not_found", ""), renewals, Done({}))
@@ -91,6 +90,7 @@ def test_metrics_show_gauges_and_counters():
         'ringraft_jobs{state="PENDING"} 3.0',
         "ringraft_queue_oldest_age_seconds 1.5",
         'ringraft_members{state="alive"} 2.0',
+        'ringraft_workers{state="alive"} 1.0',
         "ringraft_loop_lag_seconds 0.5",
         "ringraft_leases_granted_total 2.0",
         "ringraft_leases_renewed_total 1.0",
@@ -98,7 +98,7 @@ def test_metrics_show_gauges_and_counters():
         "ringraft_leases_fenced_total 2.0",
         'ringraft_jobs_finished_total{outcome="completed"} 1.0',
         "ringraft_forwarded_requests_total 1.0",
-        'ringraft_raft_proposals_failed_total{reason="not_leader"} 1.0',
+        'ringraft_raft_proposals_failed_total{reason="not_leader"} 4.0',
         'ringraft_http_request_seconds_count{code="200",method="GET",route="/work/item/{id}"} 1.0',
     ):
         assert line in text.splitlines()
