@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import signal
 import time
@@ -16,7 +15,7 @@ import click
 from ringraft.cli import items
 from ringraft.cli.audit import Audit, audit
 from ringraft.cli.exits import CommandFailed, ExitCode
-from ringraft.cli.local import LocalCluster
+from ringraft.cli.local import LocalCluster, usable_cpus
 from ringraft.cli.output import data_console, print_json, say, span, table
 from ringraft.cli.prober import SETTLE_S, Prober
 from ringraft.cli.rundir import RunDirectory, private_directory
@@ -181,7 +180,7 @@ async def _interruptible(plan: Plan, directory: RunDirectory) -> Report:
 
 
 async def _play(plan: Plan, directory: RunDirectory) -> Report:
-    slots = max(1, ((os.cpu_count() or 2) - 1) // plan.workers)
+    slots = max(1, (usable_cpus() - 1) // plan.workers)
     cluster = LocalCluster(directory.path, plan.voters, plan.workers, worker_assignments={"worker.slots": str(slots)})
     say(f"starting {plan.voters} voters and {plan.workers} workers on this machine")
     start_s = time.monotonic()

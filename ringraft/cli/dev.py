@@ -20,7 +20,7 @@ import psutil
 from ringraft.cli.connect import DEFAULT_ADDRESS
 from ringraft.cli.demo import leader
 from ringraft.cli.exits import CommandFailed, ExitCode
-from ringraft.cli.local import LocalCluster, LocalNode
+from ringraft.cli.local import LocalCluster, LocalNode, usable_cpus
 from ringraft.cli.output import print_json, say, span
 from ringraft.cli.rundir import RunDirectory, private_directory
 from ringraft.client import Client, ClientError
@@ -128,7 +128,7 @@ async def _run(
     scratch = RunDirectory(path.parent, keep=False) if data_dir is None else None
     directory = scratch.path if scratch is not None else (data_dir or Path()).resolve()
     settings = dict(_assignment(word) for word in assignments)
-    slots = str(max(1, (os.cpu_count() or 2) // max(workers, 1) // 2))
+    slots = str(max(1, usable_cpus() // max(workers, 1) // 2))
     cluster = LocalCluster(directory, voters, workers, port, settings, {"worker.slots": slots, **settings})
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -236,3 +236,8 @@ def ports_if_free(ports: Sequence[int]) -> list[int] | None:
             except OSError:
                 return None
     return list(ports)
+
+
+def usable_cpus() -> int:
+    """The CPUs this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
