@@ -63,6 +63,8 @@ class Proposals:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: deque[Proposal] = deque()
+        self._taken: list[Proposal] = []
+        """Neither waiting nor in an entry: between ``take`` and ``made``."""
         # More than one at an index only when this node led, lost its entry, and leads again.
         self._made: dict[int, list[Made]] = {}
         self._deadlines: list[tuple[float, int, Proposal]] = []
@@ -91,15 +93,18 @@ class Proposals:
             proposal = self._waiting.popleft()
             if proposal.future is not None and not proposal.future.done():
                 taken.append(proposal)
+        self._taken = taken
         return taken
 
     def put_back(self, proposals: Iterable[Proposal]) -> None:
         """They did not fit; they are the oldest again."""
         self._waiting.extendleft(reversed(list(proposals)))
+        self._taken = []
 
     def made(self, index: int, made: Made) -> None:
         """The entry is in this node's log: from now on its fate is the log's."""
         self._made.setdefault(index, []).append(made)
+        self._taken = []
         for proposal in made.proposals:
             proposal.index = index
 
@@ -136,6 +141,9 @@ class Proposals:
         self.refuse_waiting(Unavailable("shutting_down", "this node stops; nothing was proposed"))
         for made in itertools.chain.from_iterable(self._made.values()):
             _end_unknown(made)
+        for proposal in self._taken:
+            proposal.fail(_unknown(proposal))
+        self._taken = []
         self._made.clear()
         self._deadlines.clear()
 

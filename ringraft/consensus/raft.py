@@ -27,7 +27,7 @@ from ringraft.consensus.base import (
     Unavailable,
     VoterStatus,
 )
-from ringraft.consensus.proposals import Made, Proposal, Proposals
+from ringraft.consensus.proposals import Made, Proposals
 from ringraft.consensus.replog.codec import AskIndex, Chunk, ChunkTaken, Message, ReadIndex, encode
 from ringraft.consensus.replog.files import LOCAL_DISK, Disk
 from ringraft.consensus.replog.install import Images
@@ -538,6 +538,7 @@ class RaftConsensus:
         if self._transfer is not None:
             self._drive_transfer(self._transfer, now_s)
         if log.is_leader():
+            self._images.begin_stalled_again()
             self._make_entries()
         if self._apply_waiters:
             self._wake_appliers()
@@ -615,23 +616,37 @@ class RaftConsensus:
                 epoch=Epoch(self._config.generation, base.term),
                 commands=(*own, *(proposal.command for proposal in taken if proposal.command is not None)),
             )
-            command = ENTRY + encode_entry(entry)
-            if len(command) <= self._config.entry_bytes_max:
+            encoded = self._encoded(entry)
+            if not isinstance(encoded, Rejected):
                 break
-            count_max = self._too_large(taken, len(command))
-        index = self._log.append(command)
-        self._proposals.made(index, Made(base.term, entry, tuple(taken), len(own)))
+            assert taken, f"this node's own command does not fit into the log: {encoded.detail}"
+            if len(taken) == 1:
+                taken[0].end(encoded)
+            else:
+                self._proposals.put_back(taken)
+            count_max = max(len(taken) // 2, 1)
+        # Noted first: what a failing disk has taken of it may yet be found there and committed.
+        command, as_read = encoded
+        self._proposals.made(self._log.last_index() + 1, Made(base.term, as_read, tuple(taken), len(own)))
+        self._log.append(command)
 
-    def _too_large(self, taken: list[Proposal], size: int) -> int:
-        """Try fewer commands; one that does not fit alone is refused. Returns how many to try."""
+    def _encoded(self, entry: Entry) -> tuple[bytes, Entry] | Rejected:
+        """The entry as it stands in the log, and as every replica reads it there; or why it cannot stand there.
+
+        Read back before it is in the log, since an entry that cannot be read would stop every replica.
+        """
+        try:
+            command = ENTRY + encode_entry(entry)
+            as_read = decode_entry(command[1:])
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            logger.error("a command cannot be encoded action=encode_failed node=%s: %r", self._node_id, error)
+            return Rejected("internal", f"the command cannot be encoded: {error}")
         limit = self._config.entry_bytes_max
-        if len(taken) == 1:
-            taken[0].end(
-                Rejected("too_large", f"the command takes {size} bytes in the log; raft.entry_bytes_max is {limit}")
+        if len(command) > limit:
+            return Rejected(
+                "too_large", f"the command takes {len(command)} bytes in the log; raft.entry_bytes_max is {limit}"
             )
-            return self._config.entry_commands_max
-        self._proposals.put_back(taken)
-        return len(taken) // 2
+        return command, as_read
 
     # Handing over
 

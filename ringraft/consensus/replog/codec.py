@@ -136,13 +136,17 @@ def decode_all(data: bytes) -> list[Message]:
     unpacker = msgpack.Unpacker(
         None, raw=False, use_list=True, strict_map_key=True, max_buffer_size=FRAME_BYTES_MAX, max_ext_len=0
     )
+    messages: list[Message] = []
+    end = 0
     try:
         unpacker.feed(data)
-        messages = [_message(fields) for fields in unpacker]
+        for fields in unpacker:
+            messages.append(_message(fields))
+            end = unpacker.tell()
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise WireError(f"{len(data)} bytes that are not msgpack: {error}") from error
-    if unpacker.tell() != len(data):
-        raise WireError(f"{len(data) - unpacker.tell()} bytes of a message that was cut off")
+    if end != len(data):
+        raise WireError(f"{len(data) - end} bytes of a message that was cut off")
     return messages
 
 

@@ -27,6 +27,8 @@ SLICE_MS = 8
 PAUSE_MS = 4
 """And how long it leaves the loop alone in between."""
 CHUNKS_IN_FLIGHT_MAX = 4
+PATIENCE_S = 5.0
+"""A transfer that does not move for so long is begun again; a follower that has it by then says so."""
 TRAILING_SHARE = 4
 """A quarter of the entries between snapshots stays in the log for followers that are a little behind."""
 
@@ -40,6 +42,8 @@ class Sending:
     sent: int = -1
     """Number of the last chunk sent."""
     taken: int = -1
+    moved_s: float = 0.0
+    """When it began, or the follower last took something."""
     is_complete: bool = False
 
 
@@ -139,12 +143,19 @@ class Images:
         if self._newest is None:
             return False
         snapshot = self._newest
-        self._sending[peer_id] = sending = Sending(snapshot, snapshot.chunks())
+        now_s = self._clock.monotonic_s()
+        self._sending[peer_id] = sending = Sending(snapshot, snapshot.chunks(), moved_s=now_s)
         logger.info(
             "sending a snapshot action=snapshot_send node=%s to=%s index=%d", self._log.node_id, peer_id, snapshot.index
         )
         self._pump(peer_id, sending)
         return True
+
+    def begin_stalled_again(self) -> None:
+        """Begin transfers again that do not move."""
+        now_s = self._clock.monotonic_s()
+        for peer_id in [peer for peer, sending in self._sending.items() if now_s - sending.moved_s > PATIENCE_S]:
+            self.send_to(peer_id)
 
     def stop_sending(self, peer_id: str | None = None) -> None:
         """Forget a transfer, or all: the link broke, or this node no longer leads."""
@@ -163,6 +174,7 @@ class Images:
             self._log.installed(peer_id, answer.end_index)
             return
         sending.taken = max(sending.taken, answer.number)
+        sending.moved_s = self._clock.monotonic_s()
         self._pump(peer_id, sending)
 
     def _pump(self, peer_id: str, sending: Sending) -> None:

@@ -186,7 +186,7 @@ class RaftLog(_library.SyncObj):  # type: ignore[misc]
         self._journal = journal
         self._votes = Votes()
         self._commit_notice_s: float | None = None
-        self._frames: dict[tuple[int, int, int], bytes] = {}
+        self._frames: dict[tuple[int, int, int, int], bytes] = {}
         self._nodes = {voter: Node(voter) for voter in voters if voter != node_id}
         self._quorum = quorum_size([node_id, *self._nodes])
         self._enter()
@@ -485,7 +485,6 @@ class RaftLog(_library.SyncObj):  # type: ignore[misc]
         return self.last_index()
 
     def _send_due(self, *, heartbeat: bool) -> None:
-        self._frames.clear()
         for peer_id in self._nodes:
             self._send_to(peer_id, heartbeat=heartbeat)
         self._frames.clear()
@@ -517,7 +516,6 @@ class RaftLog(_library.SyncObj):  # type: ignore[misc]
     def _send_entries(self, peer_id: str, progress: Progress, next_index: int, *, limit: int) -> int:
         """Send entries from ``next_index`` on, up to ``limit`` bytes; returns how many."""
         commit_index = self.commit_index()
-        key = (next_index, limit, commit_index)
         first = self.first_index()
         count = 0
         if limit:
@@ -527,6 +525,8 @@ class RaftLog(_library.SyncObj):  # type: ignore[misc]
                 if count and size > limit:
                     break
                 count += 1
+        # In one term a leader only adds to its log, so these four tell what the message holds.
+        key = (self.term(), next_index, count, commit_index)
         frame = self._frames.get(key)
         if frame is None:
             position = next_index - first

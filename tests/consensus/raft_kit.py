@@ -1,0 +1,332 @@
+"""A cluster in one thread on a clock that jumps to the next deadline: no waiting, no chance but the seed's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgpack
+from aiohttp import web
+
+from ringraft.consensus.base import NotLeader, Unavailable
+from ringraft.consensus.raft import RaftConfig, RaftConsensus
+from ringraft.consensus.replog.codec import Message, decode_all
+from ringraft.consensus.replog.transport import LinkListener
+from ringraft.state.commands import Cancel
+from ringraft.state.model import Applied, Command, Done, Entry
+from tests.consensus.memory_disk import MemoryDisk
+
+T = TypeVar("T")
+DIRECTORY = Path("/data")
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Time stands still while anything can run, then jumps to the next timer. Threads' work runs inline."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 1000.0
+        self._clock_resolution = 1e-9
+
+    def time(self) -> float:
+        return self.now_s
+
+    def _run_once(self) -> None:
+        if not self._ready:
+            while self._scheduled and self._scheduled[0]._cancelled:
+                self._scheduled[0]._scheduled = False
+                heapq.heappop(self._scheduled)
+                self._timer_cancelled_count -= 1
+            assert self._scheduled, "everything waits and nothing will happen"
+            self.now_s = max(self.now_s, self._scheduled[0]._when)
+        super()._run_once()
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        future = self.create_future()
+        future.set_result(func(*args))
+        return future
+
+
+def run(scenario: Coroutine[Any, Any, T]) -> T:
+    """Run a scenario on virtual time."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(scenario)
+
+
+class LoopClock:
+    """A node's clocks on virtual time."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self._loop = loop
+        self.paused_until_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return self._loop.now_s
+
+    def monotonic_ms(self) -> int:
+        return int(self._loop.now_s * 1000)
+
+    def wall_ms(self) -> int:
+        return 1_700_000_000_000 + int(self._loop.now_s * 1000)
+
+
+class Notes:
+    """A Replicated that remembers what it was told: the ids of Cancel commands, in order."""
+
+    def __init__(self) -> None:
+        self.log_ms = 0
+        self.notes: list[str] = []
+        self.entries: list[tuple[int, Entry]] = []
+        self.restored = 0
+
+    def apply(self, index: int, entry: Entry) -> Applied:
+        assert not self.entries or index > self.entries[-1][0], "an entry was applied twice, or out of order"
+        assert entry.log_ms >= self.log_ms, "log time went back"
+        self.entries.append((index, entry))
+        self.log_ms = entry.log_ms
+        outcomes = []
+        for command in entry.commands:
+            if isinstance(command.op, Cancel):
+                self.notes.append(command.op.work_id)
+            outcomes.append(Done({"count": len(self.notes), "index": index}))
+        return Applied(tuple(outcomes), ())
+
+    def snapshot(self) -> Iterator[bytes]:
+        notes, log_ms = list(self.notes), self.log_ms
+        yield msgpack.packb(log_ms)
+        for start in range(0, len(notes), 10):
+            yield msgpack.packb(notes[start : start + 10])
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        pieces = [msgpack.unpackb(chunk) for chunk in chunks]
+        self.log_ms, self.notes = pieces[0], [note for piece in pieces[1:] for note in piece]
+        self.entries = []
+        self.restored += 1
+
+
+class Network:
+    """Links of all nodes. What is under way when a link is cut is lost; otherwise a link keeps order."""
+
+    def __init__(self, loop: VirtualLoop, rng: random.Random) -> None:
+        self.loop = loop
+        self.rng = rng
+        self.nodes: dict[str, MemoryLinks] = {}
+        self.cut: set[tuple[str, str]] = set()
+        self.duplicate = 0.0
+        self.reorder = False
+        self.delay_ms = (0.2, 0.8)
+        self.sent: list[tuple[str, str, Message]] = []
+        self.keep_sent = False
+        self.tamper: Callable[[str, str, Message], bool] | None = None
+        """Returns False for a message that gets lost."""
+
+    def is_open(self, source: str, target: str) -> bool:
+        return source in self.nodes and target in self.nodes and (source, target) not in self.cut
+
+    def refresh(self) -> None:
+        """Tell every node which of its links are up, a moment later."""
+        for links in self.nodes.values():
+            for peer in links.peers:
+                self.loop.call_later(0.002, links.look, peer)
+
+    def partition(self, *sides: Iterable[str]) -> None:
+        groups = [set(side) for side in sides]
+        side_of = {name: number for number, group in enumerate(groups) for name in group}
+        names = list(side_of)
+        self.cut = {(a, b) for a in names for b in names if side_of[a] != side_of[b]}
+        self.refresh()
+
+    def heal(self) -> None:
+        self.cut = set()
+        self.refresh()
+
+
+class MemoryLinks:
+    """``Links`` over a Network."""
+
+    def __init__(self, network: Network, node_id: str, peers: Iterable[str]) -> None:
+        self.network = network
+        self.node_id = node_id
+        self.peers = [peer for peer in peers if peer != node_id]
+        self.up: dict[str, int] = {}
+        self.busy_until_s: dict[str, float] = {}
+        self.generation = 0
+        self.listener: LinkListener | None = None
+
+    async def start(self, listener: LinkListener) -> None:
+        self.listener = listener
+        self.network.nodes[self.node_id] = self
+        self.network.refresh()
+
+    async def stop(self) -> None:
+        self.vanish(refuses=False)
+
+    def vanish(self, *, refuses: bool) -> None:
+        if self.network.nodes.get(self.node_id) is not self:
+            return
+        del self.network.nodes[self.node_id]
+        self.listener = None
+        for other in self.network.nodes.values():
+            self.network.loop.call_later(0.001, other.look, self.node_id)
+            if refuses:
+                self.network.loop.call_later(0.003, other.refused, self.node_id)
+
+    def look(self, peer: str) -> None:
+        """Notice whether the way to ``peer`` is open."""
+        is_up = self.network.is_open(self.node_id, peer)
+        if self.listener is None or is_up == (peer in self.up):
+            return
+        self.generation += 1
+        if is_up:
+            self.up[peer] = self.generation
+        else:
+            del self.up[peer]
+        self.listener.on_link(peer, is_up)
+
+    def refused(self, peer: str) -> None:
+        if self.listener is not None and peer not in self.network.nodes:
+            self.listener.on_refused(peer)
+
+    def send(self, peer: str, frame: bytes) -> None:
+        network = self.network
+        if peer not in self.up:
+            return
+        for message in decode_all(frame):
+            if network.keep_sent:
+                network.sent.append((self.node_id, peer, message))
+            if network.tamper is not None and not network.tamper(self.node_id, peer, message):
+                continue
+            copies = 2 if network.rng.random() < network.duplicate else 1
+            for _ in range(copies):
+                at_s = network.loop.time() + network.rng.uniform(*network.delay_ms) / 1000
+                if not network.reorder:
+                    at_s = max(at_s, self.busy_until_s.get(peer, 0.0) + 1e-6)
+                    self.busy_until_s[peer] = at_s
+                network.loop.call_at(at_s, self._deliver, peer, self.up[peer], message)
+
+    def _deliver(self, peer: str, generation: int, message: Message) -> None:
+        target = self.network.nodes.get(peer)
+        if self.up.get(peer) == generation and self.network.is_open(self.node_id, peer) and target is not None:
+            if target.listener is not None:
+                target.listener.on_messages(self.node_id, [message])
+
+    async def accept_peer(self, request: web.Request) -> web.StreamResponse:
+        raise NotImplementedError
+
+
+class Cluster:
+    """Nodes that can be killed and started again on the same disks."""
+
+    def __init__(self, count: int, *, seed: int = 1, config: RaftConfig | None = None) -> None:
+        self.loop: VirtualLoop = asyncio.get_running_loop()  # type: ignore[assignment]
+        self.rng = random.Random(seed)
+        self.network = Network(self.loop, self.rng)
+        self.names = [f"n{number}" for number in range(1, count + 1)]
+        self.config = config or RaftConfig()
+        self.disks = {name: MemoryDisk() for name in self.names}
+        self.nodes: dict[str, RaftConsensus] = {}
+        self.states: dict[str, Notes] = {}
+        self.failures: dict[str, BaseException] = {}
+        self.expected_failures = False
+
+    async def start(self, *names: str) -> None:
+        for name in names or [name for name in self.names if name not in self.nodes]:
+            assert name not in self.nodes, f"{name} runs already"
+            self.states[name] = state = Notes()
+            self.nodes[name] = node = RaftConsensus(
+                node_id=name,
+                voters={voter: f"{voter}:1" for voter in self.names},
+                data_dir=DIRECTORY,
+                replicated=state,
+                config=self.config,
+                secret=None,
+                cluster_id="test",
+                clock=LoopClock(self.loop),
+                rng=random.Random(self.rng.random()),
+                on_failure=lambda error, name=name: self.failures.__setitem__(name, error),  # type: ignore[misc]
+                links=MemoryLinks(self.network, name, self.names),
+                disk=self.disks[name],
+            )
+            await node.start()
+
+    def kill(self, name: str, *, refuses: bool = True) -> None:
+        """As kill -9: nothing is said, nothing more is written."""
+        node = self.nodes.pop(name)
+        links = node._links
+        assert isinstance(links, MemoryLinks)
+        links.vanish(refuses=refuses)
+        node._halt()
+        if node._snapshot_task is not None:
+            node._snapshot_task.cancel()
+        self.states.pop(name)
+
+    async def stop(self) -> None:
+        for node in self.nodes.values():
+            await node.stop()
+        assert self.expected_failures or not self.failures, self.failures
+
+    async def until(self, holds: Callable[[], Any], limit_s: float = 10.0) -> Any:
+        end_s = self.loop.time() + limit_s
+        while not (value := holds()):
+            assert self.loop.time() < end_s, f"not within {limit_s} s: {self.describe()}"
+            await asyncio.sleep(0.001)
+        return value
+
+    def describe(self) -> str:
+        return "\n" + "\n".join(str(node.status()) for node in self.nodes.values())
+
+    def leader_now(self) -> str | None:
+        """The leader of the newest term that a majority follows."""
+        for name, node in self.nodes.items():
+            followers = [other for other in self.nodes.values() if other.status().leader_id == name]
+            if node.status().role == "leader" and len(followers) * 2 > len(self.names):
+                return name
+        return None
+
+    async def leader(self) -> str:
+        return str(await self.until(self.leader_now))
+
+    async def deposed(self, old: str) -> str:
+        """Wait until another than ``old`` leads."""
+        return str(await self.until(lambda: self.leader_now() not in (None, old) and self.leader_now()))
+
+    async def write(self, note: str, *, deadline_s: float = 5.0) -> int:
+        """Write until it is acknowledged, at whoever leads; returns how many notes there were."""
+        while True:
+            name = await self.leader()
+            try:
+                outcome = await self.nodes[name].propose(Command(Cancel(work_id=note)), deadline_s=deadline_s)
+                assert isinstance(outcome, Done)
+                return int(outcome.value["count"])
+            except (NotLeader, Unavailable):
+                await asyncio.sleep(0.005)
+
+    async def converged(self, limit_s: float = 10.0) -> list[str]:
+        """All nodes hold the same notes; returns them."""
+
+        def same() -> bool:
+            states = [state.notes for state in self.states.values()]
+            indexes = {node.applied_index for node in self.nodes.values()}
+            return len(indexes) == 1 and all(notes == states[0] for notes in states)
+
+        await self.until(same, limit_s)
+        return next(iter(self.states.values())).notes
+
+
+@contextlib.asynccontextmanager
+async def cluster(count: int, *, seed: int = 1, config: RaftConfig | None = None) -> AsyncIterator[Cluster]:
+    made = Cluster(count, seed=seed, config=config)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
+
+
+def note(text: str) -> Command:
+    return Command(Cancel(work_id=text))
