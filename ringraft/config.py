@@ -58,8 +58,10 @@ __all__ = [
 ENV_PREFIX = "RINGRAFT_"
 ENV_RESERVED = frozenset({"RINGRAFT_ADDR", "RINGRAFT_TOKEN", "RINGRAFT_TOKEN_FILE", "RINGRAFT_PYTHON", "RINGRAFT_VENV"})
 """Names that the command line and the scripts read; no settings."""
-ENV_EXECUTOR_PREFIX = "RINGRAFT_WORK_"
-"""What a worker tells the program it runs; a node started by such a program must not trip over it."""
+ENV_EXECUTOR = frozenset(
+    f"RINGRAFT_{name}" for name in ("ITEM_FILE", "RESULT_FILE", "ERROR_FILE", "PROGRESS_FILE", "OUTPUT_DIR")
+)
+"""What a worker tells the program it runs; a command that such a program starts must not trip over it."""
 
 DEFAULT_RANK, PROFILE_RANK, FILE_RANK, ALIAS_RANK, ENV_RANK, FLAG_RANK = range(6)
 
@@ -188,7 +190,7 @@ def _alias_warning(name: str, key: str) -> str:
 
 def _from_environment(environ: Mapping[str, str], faults: list[str]) -> Iterator[_Given]:
     for name, text in environ.items():
-        if not name.startswith(ENV_PREFIX) or name in ENV_RESERVED or name.startswith(ENV_EXECUTOR_PREFIX):
+        if not name.startswith(ENV_PREFIX) or name in ENV_RESERVED | ENV_EXECUTOR:
             continue
         key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
         if key in setting_types():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -288,9 +289,12 @@ def test_stronger_secret_wins_over_a_weaker_file(tmp_path: Path) -> None:
     assert settings.auth.secret == Secret("correct-horse-battery")
 
 
-def test_public_view_is_plain_json() -> None:
-    import json
+def test_what_a_worker_tells_its_program_is_no_setting() -> None:
+    assert load({}, {"RINGRAFT_ITEM_FILE": "/x", "RINGRAFT_ADDR": "a:1"}).warnings == ()
+    assert "unknown setting RINGRAFT_ITEM" in faults({}, {"RINGRAFT_ITEM": "/x"})
 
+
+def test_public_view_is_plain_json() -> None:
     public = load({"node.node_id": "n1"}, {}, CONFIG / "distributed_hosts.template.yaml").to_public()
     assert json.loads(json.dumps(public)) == public
     assert "token" not in public["auth"]
