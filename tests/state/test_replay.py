@@ -1,0 +1,83 @@
+"""The state is a function of the log: replayed, encoded, cut by snapshots anywhere, it comes out the same."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ringraft.state import commands as ops
+from ringraft.state import invariants
+from ringraft.state.codec import decode_entry, encode_entry
+from ringraft.state.image import SLICE_BYTES
+from ringraft.state.machine import StateMachine
+from ringraft.state.model import Command, Entry, Epoch, NewItem
+from tests.state.drive import entries_of, held_tokens, steps
+
+slow = settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+logs = st.lists(steps, min_size=5, max_size=25).map(entries_of)
+
+
+def run(log: list[Entry]) -> tuple[StateMachine, list[Entry]]:
+    """A machine that has seen the log, and the log as it was sent, with tokens that are held."""
+    machine, sent = StateMachine(strict=True), []
+    for entry in log:
+        sent.append(held_tokens(entry, machine))
+        machine.apply(machine.index + 1, sent[-1])
+        invariants.check(machine)
+    return machine, sent
+
+
+@slow
+@given(logs)
+def test_replay_of_the_encoded_log_gives_the_same_outcomes_and_digest(log: list[Entry]) -> None:
+    machine, sent = run(log)
+    first, second = StateMachine(strict=True), StateMachine()
+    for index, entry in enumerate(sent, 1):
+        copy = decode_entry(encode_entry(entry))
+        assert copy == entry
+        assert first.apply(index, copy) == second.apply(index, entry)
+        assert first.digest() == second.digest()
+    assert first.digest() == machine.digest()
+    assert second.alarms == 0
+
+
+@slow
+@given(logs, st.data())
+def test_snapshot_at_any_point_changes_nothing(log: list[Entry], data: st.DataObject) -> None:
+    machine, sent = run(log)
+    cut = data.draw(st.integers(0, len(sent)))
+    whole = StateMachine(strict=True)
+    for index, entry in enumerate(sent[:cut], 1):
+        whole.apply(index, entry)
+    chunks = whole.snapshot()
+    taken = whole.digest()
+    for index, entry in enumerate(sent[cut:], cut + 1):
+        whole.apply(index, entry)
+
+    restored = StateMachine.restore(chunks, strict=True)  # encoded only now, after the machine has gone on
+    invariants.check(restored)
+    assert restored.digest() == taken
+    assert b"".join(restored.snapshot()) == b"".join(StateMachine.restore(restored.snapshot()).snapshot())
+    for index, entry in enumerate(sent[cut:], cut + 1):
+        restored.apply(index, entry)
+        invariants.check(restored)
+    assert restored.digest() == whole.digest() == machine.digest()
+    assert restored.next_due() == whole.next_due()
+    assert restored.work_status() == whole.work_status()
+
+
+def test_slices_are_bounded() -> None:
+    machine = StateMachine(strict=True)
+    batch = tuple(Command(ops.Add(NewItem("selfplay", b"\xc5\x9c\x40" + bytes(40_000)))) for _ in range(20))
+    machine.apply(1, Entry(0, 0, Epoch(1, 1), batch))
+    chunks = list(machine.snapshot())
+    assert len(chunks) == 4
+    assert max(map(len, chunks)) <= SLICE_BYTES
+    assert StateMachine.restore(chunks).digest() == machine.digest()
+    image = b"".join(chunks)
+    assert StateMachine.restore(image[at : at + 999] for at in range(0, len(image), 999)).index == 1
