@@ -18,6 +18,9 @@ Predicate = Callable[[object], bool]
 INTEGER_MAX = 2**53 - 1
 """The largest integer that every JSON reader keeps exact."""
 
+VALUE_REF = "#/components/schemas/Value"
+"""Where a document that uses ``Anything`` says what any JSON value is."""
+
 FAULTS_MAX = 100
 """How many faults one answer names; the rest would only repeat them."""
 
@@ -72,23 +75,12 @@ def nearest(name: str, known: Iterable[str], *, likeness: float = 0.6) -> str | 
     return found[0] if found else None
 
 
+_KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
+
+
 def kind(value: object) -> str:
     """What JSON calls the type of ``value``."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case list() | tuple():
-            return "an array"
-        case dict():
-            return "an object"
-        case _:
-            return "a binary value"
+    return "null" if value is None else _KINDS.get(type(value), "a binary value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +128,7 @@ class String:
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """A whole number from ``minimum`` to ``maximum``; a boolean is none."""
+    """A whole number from ``minimum`` to ``maximum``; a boolean is none, nor is the float 3.0."""
 
     minimum: int = 0
     maximum: int = INTEGER_MAX
@@ -248,7 +240,7 @@ class Anything:
         return
 
     def json_schema(self) -> dict[str, Any]:
-        return {}
+        return {"$ref": VALUE_REF}
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,8 +437,9 @@ class Object:
     def json_schema(self) -> dict[str, Any]:
         """The JSON Schema.
 
-        A ``refers`` member stands under ``dependentSchemas``: "when it is there it looks so". That is
-        exact, and a generator of random documents, which cannot know what exists, leaves it out.
+        A ``refers`` member is declared so that generated documents leave it out, because a generator
+        cannot know what exists: under ``dependentSchemas`` ("when it is there it looks so") where
+        other members are taken anyway, else under ``x-also-accepts``, which validators do not read.
         """
 
         def one(f: Field) -> dict[str, Any]:
@@ -456,17 +449,18 @@ class Object:
             "type": "object",
             "properties": {name: one(f) for name, f in self.fields.items() if not f.refers},
         }
-        refers = {name: {"properties": {name: one(f)}} for name, f in self.fields.items() if f.refers}
-        if refers:
-            out["dependentSchemas"] = refers
+        refers = {name: one(f) for name, f in self.fields.items() if f.refers}
+        if refers and self.open:
+            out["dependentSchemas"] = {name: {"properties": {name: schema}} for name, schema in refers.items()}
+        elif refers:
+            out["x-also-accepts"] = refers
         required = [name for name, f in self.fields.items() if f.required]
         if required:
             out["required"] = required
         if self.open:
+            out["additionalProperties"] = {"$ref": VALUE_REF}
             if self.refused:
                 out["propertyNames"] = {"not": {"enum": sorted(self.refused)}}
-        elif refers:
-            out["unevaluatedProperties"] = False
         else:
             out["additionalProperties"] = False
         if self.one_of:
@@ -497,41 +491,3 @@ class Checker:
 ID = String(ID_CHARS_MAX, 1, ID_PATTERN, "an id")
 NODE_ID = String(NODE_ID_CHARS_MAX, 1, ID_PATTERN, "a node id")
 NAME = String(NAME_CHARS_MAX, 1, NAME_PATTERN, "1 to 128 printable characters")
-
-
-def parse_text(schema: Schema, text: str) -> object:
-    """The value that a query parameter's text stands for; the text itself when it has no such form.
-
-    The text then meets the checker, which names the fault.
-    """
-    match schema:
-        case Integer():
-            return int(text) if re.fullmatch(r"-?[0-9]{1,17}", text) else text
-        case Number():
-            if re.fullmatch(r"-?[0-9]{1,17}(\.[0-9]{1,17})?([eE][-+]?[0-9]{1,2})?", text):
-                return int(text) if text.lstrip("-").isdigit() else float(text)
-            return text
-        case Boolean():
-            return {"true": True, "1": True, "false": False, "0": False}.get(text, text)
-        case Array(of=of):
-            return [parse_text(of, part) for part in text.split(",")] if text else []
-        case Nullable(of=of):
-            return parse_text(of, text)
-        case _:
-            return text
-
-
-def parse_query(schema: Object, pairs: Iterable[tuple[str, str]]) -> tuple[dict[str, Any], list[Fault]]:
-    """The values of a query string, and what is wrong with it (pointers are ``?name``)."""
-    values: dict[str, Any] = {}
-    faults: list[Fault] = []
-    for name, text in pairs:
-        if name in values:
-            faults.append(Fault(f"?{name}", "is given twice"))
-            continue
-        known = schema.fields.get(name)
-        values[name] = text if known is None else parse_text(known.type, text)
-    found: list[Fault] = []
-    schema.explain(values, "", found)
-    faults += [Fault("?" + f.pointer.removeprefix("/"), f.message, f.code) for f in found]
-    return values, faults[:FAULTS_MAX]

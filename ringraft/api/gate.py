@@ -20,9 +20,10 @@ from ringraft.api.call import CALL, Call, Reply
 from ringraft.api.forward import Passed
 from ringraft.api.hop import HOP_HEADER, Hop
 from ringraft.api.problems import PROBLEM_TYPE, RETRY_AFTER_S, Problem, document, of_faults
+from ringraft.api.query import parse_query, parse_text
 from ringraft.api.route import JSON_TYPE, Bound, Consistency, Route
 from ringraft.api.service import Service
-from ringraft.schema import NAME, Checker, Fault, Number, Object, parse_query, parse_text
+from ringraft.schema import NAME, Checker, Fault, Number, Object
 
 log = logging.getLogger(__name__)
 

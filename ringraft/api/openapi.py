@@ -17,7 +17,8 @@ Doc = dict[str, Any]
 DESCRIPTION = """\
 Any node takes any request; a write that reaches a node that does not lead is forwarded once to the leader.
 Parameters that make a request wait, or whose value must name something that exists, are listed under
-`x-also-accepts` of an operation instead of among its parameters, so that generated requests do not wait.
+`x-also-accepts` (of an operation or of an object in a body) instead of among the parameters and properties, so that
+generated requests neither wait nor name what is not there.
 `Idempotency-Key` and `X-Ringraft-Timeout` are request headers that every write takes; see `components/parameters`.
 """
 

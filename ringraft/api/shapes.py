@@ -7,6 +7,7 @@ from typing import Any
 
 from ringraft.api.bodies import CAPABILITIES
 from ringraft.api.problems import KINDS
+from ringraft.schema import INTEGER_MAX, VALUE_REF
 from ringraft.state.model import WorkState
 
 Shape = dict[str, Any]
@@ -123,11 +124,21 @@ PEER = shape(
     }
 )
 EVENT = shape({"seq": COUNT, "index": COUNT, "type": TEXT, "at": TIME, "data": MAP})
+VALUE: Shape = {
+    "description": "Any JSON value. A number beyond 2^53 - 1 is sent as a string.",
+    "anyOf": [
+        {"type": ["null", "boolean", "string"]},
+        {"type": "number", "minimum": -INTEGER_MAX, "maximum": INTEGER_MAX},
+        {"type": "array", "items": {"$ref": VALUE_REF}},
+        {"type": "object", "additionalProperties": {"$ref": VALUE_REF}},
+    ],
+}
 COMPONENTS: dict[str, Shape] = {
     "WorkItem": WORK_ITEM,
     "Problem": PROBLEM,
     "Peer": PEER,
     "Event": EVENT,
+    "Value": VALUE,
     "Capabilities": CAPABILITIES.json_schema(),
 }
 

@@ -1,7 +1,7 @@
 """JSON that means one thing: no duplicate names, no NaN, no numbers that lose digits, bounded depth.
 
-``parse`` reads bytes. ``canonical`` is the one text of a value: two bodies are the same exactly when
-their canonical texts are, whatever the order of names or the white space.
+``parse`` reads bytes; 3.0 and 3 are one number, an int. ``canonical`` is the one text of a value: two
+bodies are the same exactly when their canonical texts are, whatever the order of names or the white space.
 """
 
 from __future__ import annotations
@@ -82,12 +82,14 @@ def _integer(text: str) -> int:
     raise NotStrict(f"the integer {shown(text)} is beyond 2^53 - 1; write it as a string")
 
 
-def _float(text: str) -> float:
+def _float(text: str) -> float | int:
     if len(text) > FLOAT_CHARS_MAX:
         raise NotStrict(f"a number has {len(text)} characters, the most is {FLOAT_CHARS_MAX}")
     value = float(text)
     if value in (float("inf"), float("-inf")):
         raise NotStrict(f"the number {shown(text)} is too large")
+    if value.is_integer() and -INTEGER_MAX <= value <= INTEGER_MAX:
+        return int(value)
     return value
 
 

@@ -140,7 +140,9 @@ class Submission:
         faults: list[Fault] = []
         leases = tuple(
             LeaseRef(
-                lease["work_id"], lease["token"], self._payload(lease.get("progress"), f"/leases/{i}/progress", faults)
+                lease["work_id"],
+                lease["token"],
+                self._payload(lease.get("progress"), f"/leases/{i}/progress", faults),
             )
             for i, lease in enumerate(body["leases"])
         )
@@ -294,7 +296,13 @@ def _start(body: Body, principal: Principal) -> Op:
 
 
 def _fail(body: Body, principal: Principal) -> Op:
-    return Fail(body["work_id"], body["token"], body["error"], body.get("retryable") is not False, principal.node_id)
+    return Fail(
+        body["work_id"],
+        body["token"],
+        body["error"],
+        body.get("retryable") is not False,
+        principal.node_id,
+    )
 
 
 def _release(body: Body, principal: Principal) -> Op:

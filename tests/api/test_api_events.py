@@ -194,7 +194,8 @@ async def test_every_answer_has_a_schema_and_an_example_that_fits(node: FakeNode
             body = operation.get("requestBody")
             if body is not None:
                 media = body["content"]["application/json"]
-                validator = jsonschema_rs.Draft202012Validator(media["schema"], validate_formats=True)
+                schema = {**media["schema"], "components": doc["components"]}
+                validator = jsonschema_rs.Draft202012Validator(schema, validate_formats=True)
                 assert validator.is_valid(media["example"]), (path, method)
 
 

@@ -64,6 +64,13 @@ async def test_a_slip_of_the_pen_is_warned_of(asker: Asker) -> None:
     assert any("priority" in warning for warning in added["warnings"])
 
 
+async def test_a_whole_number_may_be_written_as_a_float(asker: Asker) -> None:
+    lease = await held(asker, priority=50)
+    text = json.dumps({**lease, "token": float(lease["token"])})
+    status, _, _ = await asker.ask("POST", "/work/start", data=text, headers={"Content-Type": "application/json"})
+    assert status == 200
+
+
 async def test_aliases_mean_the_same(asker: Asker) -> None:
     for alias, name in {"gauntlet": "evaluation", "validation": "evaluation", "data_sync": "sync"}.items():
         _, added, _ = await asker.post("/work/add", {"work_type": alias})
