@@ -16,7 +16,7 @@ from ringraft.cli import items
 from ringraft.cli.audit import Audit, audit
 from ringraft.cli.exits import CommandFailed, ExitCode
 from ringraft.cli.local import LocalCluster, usable_cpus
-from ringraft.cli.output import data_console, print_json, say, span, table
+from ringraft.cli.output import counted, data_console, print_json, say, span, table
 from ringraft.cli.prober import SETTLE_S, Prober
 from ringraft.cli.rundir import RunDirectory, private_directory
 from ringraft.cli.screen import Screen
@@ -54,6 +54,7 @@ class Report:
 
     audit: Audit
     kill: Kill | None
+    kill_wanted: bool
     gap_s: float | None
     quiet_gap_s: float | None
     """The longest gap before the kill: what the machine does when nothing happens."""
@@ -97,6 +98,8 @@ class Report:
             rows.append(
                 ("longest time without a write", f"{span(self.gap_s)} (before the kill {span(self.quiet_gap_s)})")
             )
+        elif self.kill_wanted:
+            rows.append(("leader killed with -9", "not: the games were over before"))
         rows.append(("took", span(self.took_s) or "-"))
         rows.append(("data", self.directory))
         return rows
@@ -155,7 +158,7 @@ def demo(voters: int, workers: int, games: int, no_kill: bool, keep: bool, as_js
             "the games need OpenSpiel: pip install 'ringraft[selfplay]', or run bin/demo, which installs it",
         )
     if voters < 3 and not no_kill:
-        raise click.UsageError(f"with {voters} voters none may die; take 3 or more, or --no-kill")
+        raise click.UsageError(f"none of {counted(voters, 'voter')} may die; take 3 or more, or --no-kill")
     directory = RunDirectory(private_directory("ringraft-demo"), keep=keep)
     try:
         report = asyncio.run(_interruptible(Plan(voters, workers, games, not no_kill), directory))
@@ -182,12 +185,12 @@ async def _interruptible(plan: Plan, directory: RunDirectory) -> Report:
 async def _play(plan: Plan, directory: RunDirectory) -> Report:
     slots = max(1, (usable_cpus() - 1) // plan.workers)
     cluster = LocalCluster(directory.path, plan.voters, plan.workers, worker_assignments={"worker.slots": str(slots)})
-    say(f"starting {plan.voters} voters and {plan.workers} workers on this machine")
+    say(f"starting {counted(plan.voters, 'voter')} and {counted(plan.workers, 'worker')} on this machine")
     start_s = time.monotonic()
     await cluster.start()
     try:
         async with Client(cluster.urls()) as client, Client(cluster.urls()) as probing:
-            await leader(client, LEADER_S)
+            await first_leader(cluster, client)
             prober = Prober(probing, PROBES)
             probes = asyncio.create_task(prober.run())
             try:
@@ -205,7 +208,9 @@ async def _play(plan: Plan, directory: RunDirectory) -> Report:
         quiet_gap_s = prober.gap_s(run.start_s + SETTLE_S, run.kill.at_s - LOOK_S)
     counts = audit(directory.path, found)
     took_s = time.monotonic() - start_s
-    return Report(counts, run.kill, gap_s, quiet_gap_s, len(prober.acknowledged_s), took_s, str(directory.path))
+    return Report(
+        counts, run.kill, plan.kill, gap_s, quiet_gap_s, len(prober.acknowledged_s), took_s, str(directory.path)
+    )
 
 
 class _Run:
@@ -221,8 +226,9 @@ class _Run:
 
     async def play(self) -> list[items.Item]:
         """Add the work and follow it; the items as the cluster knows them at the end."""
-        await self.client.post("/work/add_batch", {"items": self.plan.work()})
-        say(f"added {self.plan.games} games of {BOARD} in {len(self.plan.work())} items")
+        work = self.plan.work()
+        await self.client.post("/work/add_batch", {"items": work})
+        say(f"added {counted(self.plan.games, 'game')} of {BOARD} in {counted(len(work), 'item')}")
         give_up_s = FINISH_BASE_S + FINISH_PER_GAME_S * self.plan.games
         try:
             async with asyncio.timeout(give_up_s):
@@ -242,6 +248,7 @@ class _Run:
                 status = await cluster_status(self.client)
                 found = [item async for item in items.listed(self.client, self._all("stale"), None)]
             except ClientError:
+                fail_if_ended(self.cluster, self.kill.node_id if self.kill else None)
                 await asyncio.sleep(LOOK_S)
                 continue
             done = games_done(found)
@@ -249,7 +256,7 @@ class _Run:
             screen.show(status, found, done, self.kill.node_id if self.kill else None)
             if found and all(item["state"] in items.FINAL for item in found):
                 return
-            if self.plan.kill and self.kill is None and 2 * done >= self.plan.games:
+            if self.plan.kill and self.kill is None and is_half_way(found, done, self.plan.games):
                 self._kill_leader(status["leader_id"], done, screen)
             await asyncio.sleep(LOOK_S)
 
@@ -267,6 +274,11 @@ class _Run:
             self.kill = Kill(kill.node_id, kill.pid, kill.at_s, kill.games_done, leader_id)
 
 
+def is_half_way(found: list[items.Item], done: int, games: int) -> bool:
+    """Half of the games are played; or the last ones are being played, where so few items leave no half way."""
+    return 2 * done >= games or (bool(found) and all(item["state"] in ("RUNNING", *items.FINAL) for item in found))
+
+
 def games_done(found: list[items.Item]) -> int:
     """Games of finished items, and what running ones say they have played."""
     done = 0
@@ -278,12 +290,28 @@ def games_done(found: list[items.Item]) -> int:
     return done
 
 
-async def leader(client: Client, within_s: float) -> str:
+async def first_leader(cluster: LocalCluster, client: Client) -> str:
+    """The leader of a cluster just started. CommandFailed when a node ended instead."""
+    try:
+        return await leader(client)
+    except (ClientError, CommandFailed):
+        fail_if_ended(cluster)
+        raise
+
+
+async def leader(client: Client) -> str:
     """The leader's node id, once there is one. CommandFailed when there is none in time."""
-    end_s = time.monotonic() + within_s
+    end_s = time.monotonic() + LEADER_S
     while time.monotonic() < end_s:
         leader_id = (await client.get("/status"))["leader_id"]
         if leader_id is not None:
             return str(leader_id)
         await asyncio.sleep(LOOK_S / 2)
-    raise CommandFailed(ExitCode.UNHEALTHY, f"no leader within {within_s:g} s")
+    raise CommandFailed(ExitCode.UNHEALTHY, f"no leader within {LEADER_S:g} s")
+
+
+def fail_if_ended(cluster: LocalCluster, but: str | None = None) -> None:
+    """CommandFailed with the end of its log when a node, ``but`` aside, is no longer there."""
+    sentence = cluster.ended(but)
+    if sentence is not None:
+        raise CommandFailed(ExitCode.ERROR, sentence)

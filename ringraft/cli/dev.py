@@ -18,17 +18,16 @@ import click
 import psutil
 
 from ringraft.cli.connect import DEFAULT_ADDRESS
-from ringraft.cli.demo import leader
+from ringraft.cli.demo import LEADER_S, first_leader, leader
 from ringraft.cli.exits import CommandFailed, ExitCode
 from ringraft.cli.local import LocalCluster, LocalNode, usable_cpus
-from ringraft.cli.output import print_json, say, span
+from ringraft.cli.output import counted, print_json, say, span
 from ringraft.cli.rundir import RunDirectory, private_directory
 from ringraft.client import Client, ClientError
 
 STATE_FILE = "dev.json"
 FIRST_PORT = 8770
 RESTART_AFTER_S = 5.0
-LEADER_S = 20.0
 LOOK_S = 0.2
 STOP_S = 60.0
 START_TIME_SLACK_S = 2.0
@@ -133,13 +132,13 @@ async def _run(
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    say(f"starting {voters} voters and {workers} workers")
+    say(f"starting {counted(voters, 'voter')} and {counted(workers, 'worker')}")
     await cluster.start()
     supervisor = _Supervisor(cluster, None if no_restart else restart_after, lambda: _write_state(path, cluster))
     try:
         _write_state(path, cluster)
         async with Client(cluster.urls()) as client:
-            _say_next(cluster, await leader(client, LEADER_S))
+            _say_next(cluster, await first_leader(cluster, client))
         await supervisor.run(stop)
     finally:
         path.unlink(missing_ok=True)
@@ -239,7 +238,7 @@ def dev_kill(who: str) -> int:
 
 async def _kill(running: Running, who: str) -> int:
     async with Client(running.urls) as client:
-        before = await leader(client, LEADER_S)
+        before = await leader(client)
         name = before if who == "leader" else who
         if name not in running.nodes:
             raise CommandFailed(ExitCode.NOT_FOUND, f"no node {who}; there are {', '.join(running.nodes)}")

@@ -24,7 +24,7 @@ STOP_S = 15.0
 START_TRIES = 3
 """Free ports are found and then used; somebody else may be quicker."""
 READY_LINE_BYTES_MAX = 65_536
-LOG_TAIL_LINES = 5
+LOG_TAIL_LINES = 2
 LOCALHOST = "127.0.0.1"
 
 
@@ -182,6 +182,13 @@ class LocalCluster:
     def worker_nodes(self) -> list[LocalNode]:
         """w1, w2, …"""
         return [node for node in self.nodes.values() if node.node_id.startswith("w")]
+
+    def ended(self, but: str | None = None) -> str | None:
+        """A sentence on a node that ended by itself, ``but`` aside; None when all run."""
+        for node in self.nodes.values():
+            if node.process is not None and not node.is_running and node.node_id != but:
+                return f"{node.node_id} ended with code {node.process.returncode}: {node.log_tail()} ({node.log})"
+        return None
 
     def urls(self) -> list[str]:
         """The voters that were started, running or not."""

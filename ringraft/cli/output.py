@@ -66,3 +66,8 @@ def span(seconds: float | None) -> str | None:
         if seconds < limit:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / 86_400:.0f} d"
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 voter``, ``3 voters``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

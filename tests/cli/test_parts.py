@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ringraft.cli.demo import Plan, games_done
+from ringraft.cli.demo import Plan, games_done, is_half_way
 from ringraft.cli.dev import read_running
 from ringraft.cli.exits import CommandFailed
 from ringraft.cli.local import free_ports, ports_if_free
@@ -57,6 +57,16 @@ def test_games_done_counts_running_progress() -> None:
     ended = {"state": "COMPLETED", "progress": {"games": 9}, "config": {"num_games": 10}}
     waiting = {"state": "PENDING", "progress": {"games": 4}, "config": {"num_games": 10}}
     assert games_done([running, ended, waiting, {**running, "progress": None}]) == 13
+
+
+def test_half_way_comes_even_with_few_items() -> None:
+    running = {"state": "RUNNING"}
+    ended = {"state": "COMPLETED"}
+    waiting = {"state": "PENDING"}
+    assert is_half_way([ended, ended, waiting, waiting], 20, 40)
+    assert not is_half_way([ended, running, waiting, waiting], 10, 40)
+    assert is_half_way([running, running, running], 0, 25)
+    assert not is_half_way([], 0, 25)
 
 
 def test_run_directory_takes_away_what_nobody_holds_or_keeps(tmp_path: Path) -> None:
