@@ -27,7 +27,10 @@ from ringraft.consensus.base import (
     Unavailable,
     VoterStatus,
 )
-from ringraft.consensus.proposals import Made, Proposals
+from ringraft.consensus.entries import EntryMaker
+from ringraft.consensus.handover import Handover
+from ringraft.consensus.proposals import Proposals
+from ringraft.consensus.reads import FollowerReads
 from ringraft.consensus.replog.codec import AskIndex, Chunk, ChunkTaken, Message, ReadIndex, encode
 from ringraft.consensus.replog.files import LOCAL_DISK, Disk
 from ringraft.consensus.replog.install import Images
@@ -36,14 +39,11 @@ from ringraft.consensus.replog.recovery import oldest_index
 from ringraft.consensus.replog.snapshot import SnapshotStore
 from ringraft.consensus.replog.syncobj import ENTRY, RaftLog, Timing
 from ringraft.consensus.replog.transport import Links, PeerLinks, RevealsSecret
-from ringraft.state.codec import decode_entry, encode_entry
-from ringraft.state.commands import Begin
-from ringraft.state.model import Command, Entry, Epoch, Outcome, Rejected
+from ringraft.state.codec import decode_entry
+from ringraft.state.model import Command, Epoch, Outcome
 
 logger = logging.getLogger(__name__)
 
-ENTRIES_IN_FLIGHT_MAX = 4
-"""Entries under way at once. Few: what waits meanwhile travels together in the next."""
 STALL_MS = 150
 """A step that is later than this found the process paused or starved."""
 HINT_DELAY_MS = 10
@@ -80,25 +80,6 @@ class RaftConfig:
                 f"raft.election_max_ms ({self.election_max_ms}) must exceed "
                 f"raft.election_min_ms ({self.election_min_ms})"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class EpochBase:
-    """Where log time stood when this node's term began, on its own monotonic clock."""
-
-    term: int
-    log_ms: int
-    monotonic_ms: int
-
-
-@dataclass(slots=True)
-class Transfer:
-    """Leadership on its way to ``to``; no entry is made meanwhile."""
-
-    to: str
-    until_s: float
-    future: asyncio.Future[str]
-    is_asked: bool = False
 
 
 class RaftConsensus:
@@ -142,21 +123,20 @@ class RaftConsensus:
         self._log: RaftLog
         self._images: Images
         self._proposals: Proposals
+        self._entries: EntryMaker
+        self._reads: FollowerReads
+        self._handover: Handover
         self._syncer: Executor
+        self._is_open = False
         self._is_running = False
         self._is_step_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
         self._snapshot_task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._epoch_base: EpochBase | None = None
         self._leadership = Leadership(None, Epoch(config.generation, 0))
         self._watchers: set[asyncio.Queue[Leadership]] = set()
-        self._transfer: Transfer | None = None
         self._heard_s: dict[str, float] = {}
-        self._ask_number = rng.getrandbits(40)
-        self._asks: dict[int, asyncio.Future[int]] = {}
-        self._apply_waiters: list[tuple[int, asyncio.Future[int]]] = []
 
     # Life
 
@@ -217,9 +197,25 @@ class RaftConsensus:
             send=self.send,
             on_installed=self._proposals.skipped_to,
         )
+        self._entries = EntryMaker(
+            log=self._log,
+            proposals=self._proposals,
+            replicated=self._replicated,
+            clock=self._clock,
+            generation=self._config.generation,
+            commands_max=self._config.entry_commands_max,
+            bytes_max=self._config.entry_bytes_max,
+        )
+        self._reads = FollowerReads(log=self._log, first_number=self._rng.getrandbits(40), send=self.send)
+        patience_s = self._config.election_max_ms / 1000
+        self._handover = Handover(log=self._log, voters=self._voters, patience_s=patience_s)
+        self._is_open = True
 
     async def stop(self) -> None:
         """Stop taking part; every proposal has ended when this returns. Hands nothing over."""
+        if not self._is_open:
+            return
+        self._is_open = False
         self._halt()
         if self._ending is not None:
             await self._ending
@@ -238,13 +234,8 @@ class RaftConsensus:
             self._timer = None
         self._proposals.give_up()
         gone = Unavailable("shutting_down", "this node stops")
-        if self._transfer is not None:
-            self._end_transfer(gone)
-        for future in [*self._asks.values(), *(future for _, future in self._apply_waiters)]:
-            if not future.done():
-                future.set_exception(gone)
-        self._asks.clear()
-        self._apply_waiters.clear()
+        self._handover.give_up(gone)
+        self._reads.give_up(gone)
 
     def _fail(self, error: Exception) -> None:
         """This node can no longer be trusted to take part; the others go on."""
@@ -322,6 +313,7 @@ class RaftConsensus:
         if not self._log.is_leader():
             self._images.stop_sending()
             self._proposals.refuse_waiting(NotLeader(present.leader_id))
+        self._reads.leader_changed()
         for changes in self._watchers:
             if changes.full():
                 changes.get_nowait()
@@ -356,28 +348,7 @@ class RaftConsensus:
         if not self._is_running or self._log.is_leader():
             index: int = await self._wait_for_entry(None, deadline_s)
             return index
-        leader_id = self._log.leader_id()
-        if leader_id is None or not self._log.is_linked(leader_id):
-            raise NotLeader(leader_id)
-        self._ask_number += 1
-        number, asked = self._ask_number, self._loop.create_future()
-        self._asks[number] = asked
-        try:
-            async with asyncio.timeout(deadline_s):
-                self.send(leader_id, encode(AskIndex(self._log.term(), number)))
-                index = await asked
-                await self._applied(index)
-        except TimeoutError:
-            raise Unavailable("no_quorum", "no majority confirmed the read before the deadline; try again") from None
-        finally:
-            self._asks.pop(number, None)
-        return index
-
-    async def _applied(self, index: int) -> None:
-        if self._log.applied_index() < index:
-            future: asyncio.Future[int] = self._loop.create_future()
-            self._apply_waiters.append((index, future))
-            await future
+        return await self._reads.barrier(deadline_s=deadline_s)
 
     async def transfer(self, to: str | None, *, deadline_s: float) -> str:
         """Hand leadership over and return the new leader; on failure it stays here.
@@ -385,22 +356,11 @@ class RaftConsensus:
         ``to`` None picks the voter whose log is closest. Waits at most an election time-out, since no
         entry is made meanwhile. Raises NotLeader, and Unavailable with code ``conflict`` or ``no_quorum``.
         """
-        if not self._is_running or not self._log.is_leader():
-            raise NotLeader(self._log.leader_id())
-        if to == self._node_id:
+        if not self._is_running:
+            raise Unavailable("shutting_down", "this node does not take part in the log")
+        if to == self._node_id and self._log.is_leader():
             return to
-        if self._transfer is not None:
-            raise Unavailable("conflict", f"a transfer to {self._transfer.to} is under way")
-        if to is not None and to not in self._voters:
-            raise Unavailable("conflict", f"{to} is not one of the voters {', '.join(self._voters)}")
-        linked = [voter for voter in self._voters if voter != self._node_id and self._log.is_linked(voter)]
-        if to is None and linked:
-            to = max(linked, key=lambda voter: self._log.progress[voter].match_index)
-        if to is None or to not in linked:
-            raise Unavailable("no_quorum", f"{to or 'no other voter'} is not connected; leadership stays here")
-        patience_s = min(deadline_s, self._config.election_max_ms / 1000)
-        future: asyncio.Future[str] = self._loop.create_future()
-        self._transfer = Transfer(to, self._clock.monotonic_s() + patience_s, future)
+        future = self._handover.begin(to, now_s=self._clock.monotonic_s(), deadline_s=deadline_s)
         self._soon()
         return await future
 
@@ -435,6 +395,9 @@ class RaftConsensus:
             self._fail(error)
         self._soon()
 
+    def on_links_failed(self, error: Exception) -> None:
+        self._fail(error)
+
     def _take(self, peer_id: str, message: Message) -> None:
         match message:
             case Chunk():
@@ -446,7 +409,7 @@ class RaftConsensus:
             case AskIndex(_, request):
                 self._confirm_index(peer_id, request)
             case ReadIndex(_, request, index):
-                self._answer_ask(request, index)
+                self._reads.answered(request, index)
             case _:
                 self._log.receive(peer_id, message)
 
@@ -477,15 +440,6 @@ class RaftConsensus:
             self.send(peer_id, encode(ReadIndex(self._log.term(), request, index)))
 
         self._wait_for_entry(None, self._config.election_max_ms / 1000).add_done_callback(answer)
-
-    def _answer_ask(self, request: int, index: int) -> None:
-        asked = self._asks.pop(request, None)
-        if asked is None or asked.done():
-            return
-        if index:
-            asked.set_result(index)
-        else:
-            asked.set_exception(NotLeader(self._log.leader_id()))
 
     # What the log asks for (``LogHost``)
 
@@ -535,13 +489,12 @@ class RaftConsensus:
         self._note_leadership()
         now_s = self._clock.monotonic_s()
         self._proposals.expire(now_s)
-        if self._transfer is not None:
-            self._drive_transfer(self._transfer, now_s)
+        self._handover.drive(now_s)
         if log.is_leader():
             self._images.begin_stalled_again()
-            self._make_entries()
-        if self._apply_waiters:
-            self._wake_appliers()
+            if not self._handover.is_under_way:
+                self._entries.make()
+        self._reads.applied()
         if self._images.is_due() and (self._snapshot_task is None or self._snapshot_task.done()):
             self._snapshot_task = self._loop.create_task(self._make_snapshot())
         if log.is_behind() or (len(self._voters) == 1 and log.last_index() > log.commit_index()):
@@ -550,12 +503,8 @@ class RaftConsensus:
 
     def _arm(self) -> None:
         """Wake at the next deadline. A timer that is early costs less than moving it each time."""
-        due_s = self._log.next_deadline_s()
-        proposal_s = self._proposals.next_deadline_s()
-        if proposal_s is not None:
-            due_s = min(due_s, proposal_s)
-        if self._transfer is not None:
-            due_s = min(due_s, self._transfer.until_s)
+        ends = (self._proposals.next_deadline_s(), self._handover.until_s())
+        due_s = min([self._log.next_deadline_s(), *(end_s for end_s in ends if end_s is not None)])
         if self._timer is not None:
             if self._timer_s <= due_s + TIMER_SLACK_S:
                 return
@@ -564,113 +513,8 @@ class RaftConsensus:
         self._timer_s = max(due_s, self._clock.monotonic_s()) + TIMER_SLACK_S
         self._timer = self._loop.call_later(self._timer_s - self._clock.monotonic_s(), self._on_timer)
 
-    def _wake_appliers(self) -> None:
-        applied_index = self._log.applied_index()
-        still: list[tuple[int, asyncio.Future[int]]] = []
-        for index, future in self._apply_waiters:
-            if future.done():
-                continue
-            if index <= applied_index:
-                future.set_result(index)
-            else:
-                still.append((index, future))
-        self._apply_waiters = still
-
     async def _make_snapshot(self) -> None:
         try:
             await self._images.make()
         except Exception as error:  # noqa: BLE001 - a task's top: logged, and the node stops
             self._fail(error)
-
-    # Entries
-
-    def _make_entries(self) -> None:
-        """Put what waits into entries, as long as few are under way."""
-        log = self._log
-        made = False
-        while log.last_index() - log.applied_index() < ENTRIES_IN_FLIGHT_MAX and self._transfer is None:
-            base = self._epoch_base
-            if base is None or base.term != log.term():
-                if not log.term_begun():
-                    break
-                base = EpochBase(log.term(), self._replicated.log_ms, self._clock.monotonic_ms())
-                self._append(base, [Command(Begin(self._node_id))])
-                self._epoch_base = base
-            elif len(self._proposals):
-                self._append(base, [])
-            else:
-                break
-            made = True
-        if made:
-            log.replicate()
-
-    def _append(self, base: EpochBase, own: list[Command]) -> None:
-        count_max = self._config.entry_commands_max - len(own)
-        while True:
-            taken = self._proposals.take(count_max)
-            if not taken and not own:
-                return
-            entry = Entry(
-                log_ms=base.log_ms + self._clock.monotonic_ms() - base.monotonic_ms,
-                wall_ms=self._clock.wall_ms(),
-                epoch=Epoch(self._config.generation, base.term),
-                commands=(*own, *(proposal.command for proposal in taken if proposal.command is not None)),
-            )
-            encoded = self._encoded(entry)
-            if not isinstance(encoded, Rejected):
-                break
-            assert taken, f"this node's own command does not fit into the log: {encoded.detail}"
-            if len(taken) == 1:
-                taken[0].end(encoded)
-            else:
-                self._proposals.put_back(taken)
-            count_max = max(len(taken) // 2, 1)
-        # Noted first: what a failing disk has taken of it may yet be found there and committed.
-        command, as_read = encoded
-        self._proposals.made(self._log.last_index() + 1, Made(base.term, as_read, tuple(taken), len(own)))
-        self._log.append(command)
-
-    def _encoded(self, entry: Entry) -> tuple[bytes, Entry] | Rejected:
-        """The entry as it stands in the log, and as every replica reads it there; or why it cannot stand there.
-
-        Read back before it is in the log, since an entry that cannot be read would stop every replica.
-        """
-        try:
-            command = ENTRY + encode_entry(entry)
-            as_read = decode_entry(command[1:])
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-            logger.error("a command cannot be encoded action=encode_failed node=%s: %r", self._node_id, error)
-            return Rejected("internal", f"the command cannot be encoded: {error}")
-        limit = self._config.entry_bytes_max
-        if len(command) > limit:
-            return Rejected(
-                "too_large", f"the command takes {len(command)} bytes in the log; raft.entry_bytes_max is {limit}"
-            )
-        return command, as_read
-
-    # Handing over
-
-    def _drive_transfer(self, transfer: Transfer, now_s: float) -> None:
-        log = self._log
-        leader_id = log.leader_id()
-        if not log.is_leader():
-            if leader_id == transfer.to:
-                self._end_transfer(None)
-            elif leader_id is not None:
-                self._end_transfer(Unavailable("conflict", f"{leader_id} leads now, not {transfer.to}"))
-        elif not transfer.is_asked and log.progress[transfer.to].match_index == log.last_index():
-            transfer.is_asked = True
-            log.hand_over(transfer.to)
-        if self._transfer is not None and now_s >= transfer.until_s:
-            stays = f"{leader_id} leads" if leader_id is not None else "nobody leads yet"
-            self._end_transfer(Unavailable("conflict", f"{transfer.to} did not take over in time; {stays}"))
-
-    def _end_transfer(self, error: Unavailable | None) -> None:
-        transfer, self._transfer = self._transfer, None
-        if transfer is None or transfer.future.done():
-            return
-        if error is None:
-            logger.info("handed over action=transfer node=%s to=%s", self._node_id, transfer.to)
-            transfer.future.set_result(transfer.to)
-        else:
-            transfer.future.set_exception(error)

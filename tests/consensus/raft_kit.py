@@ -36,6 +36,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.now_s
 
+    # The base class's own names for what is ready and what is scheduled; they have no public ones.
+    _ready: Any
+    _scheduled: Any
+    _timer_cancelled_count: int
+
     def _run_once(self) -> None:
         if not self._ready:
             while self._scheduled and self._scheduled[0]._cancelled:
@@ -44,9 +49,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
                 self._timer_cancelled_count -= 1
             assert self._scheduled, "everything waits and nothing will happen"
             self.now_s = max(self.now_s, self._scheduled[0]._when)
-        super()._run_once()
+        super()._run_once()  # type: ignore[misc]
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         future = self.create_future()
         future.set_result(func(*args))
         return future
@@ -92,7 +99,7 @@ class Notes:
         outcomes = []
         for command in entry.commands:
             if isinstance(command.op, Cancel):
-                self.notes.append(command.op.work_id)
+                self.notes.append(str(command.op.work_id))
             outcomes.append(Done({"count": len(self.notes), "index": index}))
         return Applied(tuple(outcomes), ())
 
@@ -274,6 +281,7 @@ class Cluster:
         end_s = self.loop.time() + limit_s
         while not (value := holds()):
             assert self.loop.time() < end_s, f"not within {limit_s} s: {self.describe()}"
+            assert self.expected_failures or not self.failures, self.failures
             await asyncio.sleep(0.001)
         return value
 

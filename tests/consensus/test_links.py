@@ -45,6 +45,9 @@ class Ear:
     def on_refused(self, peer_id: str) -> None:
         self.refused.append(peer_id)
 
+    def on_links_failed(self, error: Exception) -> None:
+        raise error
+
 
 def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]

@@ -17,6 +17,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import aiohttp
@@ -59,6 +60,10 @@ class LinkListener(Protocol):
 
     def on_refused(self, peer_id: str) -> None:
         """Nobody listens at the peer's address: its process is gone."""
+        ...
+
+    def on_links_failed(self, error: Exception) -> None:
+        """The links can no longer be kept up; this node must stop."""
         ...
 
 
@@ -120,6 +125,19 @@ class Outgoing:
                 await socket.send_bytes(batch[0] if len(batch) == 1 else join(batch))
 
 
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """The connection on which one peer sends."""
+
+    socket: web.WebSocketResponse
+    request: web.Request
+
+    def cut(self) -> None:
+        """End it without a farewell: its peer may be gone for good, and nobody waits for that."""
+        if self.request.transport is not None:
+            self.request.transport.abort()
+
+
 class PeerLinks:
     """Links over the node's one REST port."""
 
@@ -133,7 +151,7 @@ class PeerLinks:
         self._listener: LinkListener
         self._session: aiohttp.ClientSession | None = None
         self._outgoing: dict[str, Outgoing] = {}
-        self._incoming: dict[str, web.WebSocketResponse] = {}
+        self._incoming: dict[str, Incoming] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, listener: LinkListener) -> None:
@@ -142,7 +160,7 @@ class PeerLinks:
         self._session = aiohttp.ClientSession(connector=connector)
         self._outgoing = {peer_id: Outgoing(peer_id, address) for peer_id, address in self._peers.items()}
         self._tasks = [
-            asyncio.create_task(self._keep_dialling(link), name=f"raft-link-{link.peer_id}")
+            asyncio.create_task(self._stay_linked(link), name=f"raft-link-{link.peer_id}")
             for link in self._outgoing.values()
         ]
 
@@ -151,8 +169,8 @@ class PeerLinks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        for socket in list(self._incoming.values()):
-            await socket.close()
+        for incoming in list(self._incoming.values()):
+            incoming.cut()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -165,6 +183,13 @@ class PeerLinks:
             self._down(link)
 
     # Dialling
+
+    async def _stay_linked(self, link: Outgoing) -> None:
+        try:
+            await self._keep_dialling(link)
+        except Exception as error:
+            logger.exception("link given up action=link_failed node=%s peer=%s", self._node_id, link.peer_id)
+            self._listener.on_links_failed(error)
 
     async def _keep_dialling(self, link: Outgoing) -> None:
         pause_s = REDIAL_FIRST_S
@@ -242,22 +267,26 @@ class PeerLinks:
             await socket.close()
             return socket
         older = self._incoming.get(peer_id)
-        self._incoming[peer_id] = socket
+        self._incoming[peer_id] = Incoming(socket, request)
         if older is not None:
-            # Not awaited before the new one counts: the older one's peer may be gone for good.
-            await asyncio.wait_for(older.close(), HANDSHAKE_S)
+            older.cut()
         self._outgoing[peer_id].redial.set()
         try:
             await self._receive(socket, peer_id)
         finally:
-            if self._incoming.get(peer_id) is socket:
+            if self._counts(socket, peer_id):
                 del self._incoming[peer_id]
         return socket
 
+    def _counts(self, socket: web.WebSocketResponse, peer_id: str) -> bool:
+        """No newer connection of this peer has replaced it."""
+        incoming = self._incoming.get(peer_id)
+        return incoming is not None and incoming.socket is socket
+
     async def _receive(self, socket: web.WebSocketResponse, peer_id: str) -> None:
         async for frame in socket:
-            if self._incoming.get(peer_id) is not socket:
-                return  # a newer connection of this peer counts
+            if not self._counts(socket, peer_id):
+                return
             if frame.type is not WSMsgType.BINARY:
                 return
             try:

@@ -1,0 +1,114 @@
+"""How a leader makes entries: what waits travels together, stamped with the log's time."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from ringraft.clock import Clock
+from ringraft.consensus.base import Replicated
+from ringraft.consensus.proposals import Made, Proposals
+from ringraft.consensus.replog.syncobj import ENTRY, RaftLog
+from ringraft.state.codec import decode_entry, encode_entry
+from ringraft.state.commands import Begin
+from ringraft.state.model import Command, Entry, Epoch, Rejected
+
+logger = logging.getLogger(__name__)
+
+ENTRIES_IN_FLIGHT_MAX = 4
+"""Entries under way at once. Few: what waits meanwhile travels together in the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochBase:
+    """Where log time stood when this node's term began, on its own monotonic clock."""
+
+    term: int
+    log_ms: int
+    monotonic_ms: int
+
+
+class EntryMaker:
+    """Puts proposals into the log while this node leads; the first entry of its term is Begin."""
+
+    def __init__(
+        self,
+        *,
+        log: RaftLog,
+        proposals: Proposals,
+        replicated: Replicated,
+        clock: Clock,
+        generation: int,
+        commands_max: int,
+        bytes_max: int,
+    ) -> None:
+        self._log = log
+        self._proposals = proposals
+        self._replicated = replicated
+        self._clock = clock
+        self._generation = generation
+        self._commands_max = commands_max
+        self._bytes_max = bytes_max
+        self._base: EpochBase | None = None
+
+    def make(self) -> None:
+        """Put what waits into entries, as long as few are under way, and send them."""
+        log = self._log
+        made = False
+        while log.last_index() - log.applied_index() < ENTRIES_IN_FLIGHT_MAX:
+            base = self._base
+            if base is None or base.term != log.term():
+                # Log time goes on from what earlier leaders reached, so all of theirs is applied first.
+                if not log.term_begun():
+                    break
+                self._base = base = EpochBase(log.term(), self._replicated.log_ms, self._clock.monotonic_ms())
+                self._append(base, [Command(Begin(log.node_id))])
+            elif len(self._proposals):
+                self._append(base, [])
+            else:
+                break
+            made = True
+        if made:
+            log.replicate()
+
+    def _append(self, base: EpochBase, own: list[Command]) -> None:
+        count_max = self._commands_max - len(own)
+        while True:
+            taken = self._proposals.take(count_max)
+            if not taken and not own:
+                return
+            entry = Entry(
+                log_ms=base.log_ms + self._clock.monotonic_ms() - base.monotonic_ms,
+                wall_ms=self._clock.wall_ms(),
+                epoch=Epoch(self._generation, base.term),
+                commands=(*own, *(proposal.command for proposal in taken if proposal.command is not None)),
+            )
+            encoded = self._encoded(entry)
+            if not isinstance(encoded, Rejected):
+                break
+            assert taken, f"this node's own command does not fit into the log: {encoded.detail}"
+            if len(taken) == 1:
+                taken[0].end(encoded)
+            else:
+                self._proposals.put_back(taken)
+            count_max = max(len(taken) // 2, 1)
+        # Noted first: what a failing disk has taken of it may yet be found there and committed.
+        command, as_read = encoded
+        self._proposals.made(self._log.last_index() + 1, Made(base.term, as_read, tuple(taken), len(own)))
+        self._log.append(command)
+
+    def _encoded(self, entry: Entry) -> tuple[bytes, Entry] | Rejected:
+        """The entry as it stands in the log, and as every replica reads it there; or why it cannot stand there.
+
+        Read back before it is in the log, since an entry that cannot be read would stop every replica.
+        """
+        try:
+            command = ENTRY + encode_entry(entry)
+            as_read = decode_entry(command[1:])
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            logger.error("a command cannot be encoded action=encode_failed node=%s: %r", self._log.node_id, error)
+            return Rejected("internal", f"the command cannot be encoded: {error}")
+        if len(command) > self._bytes_max:
+            detail = f"the command takes {len(command)} bytes in the log; raft.entry_bytes_max is {self._bytes_max}"
+            return Rejected("too_large", detail)
+        return command, as_read
