@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 IDENTITY_FILE = "cluster.json"
 LOCK_FILE = "lock"
-LOG_DIRECTORY = "log"
+LOG_DIRECTORIES = ("log", "snapshot", "journal", "snapshots")
+"""Where a log may lie; without an identity beside it nobody can tell whose it is."""
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 
@@ -88,7 +89,7 @@ class DataDirectory:
         """
         stored = self._read()
         if stored is None:
-            if (self.path / LOG_DIRECTORY).exists():
+            if any((self.path / name).exists() for name in LOG_DIRECTORIES):
                 raise StartRefused(
                     f"data directory {self.path} holds a log but no {IDENTITY_FILE}, so nobody can tell whose it is; "
                     f"restore that file, or name an empty directory with --data-dir"

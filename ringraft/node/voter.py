@@ -106,10 +106,10 @@ class Voter:
         except ArchiveDamaged as fault:
             raise StartRefused(str(fault)) from fault
         try:
-            await self.consensus.start()
-        except (JournalDamaged, SnapshotDamaged, DiskFailed) as fault:
+            await self._replay()
+        except BaseException:
             await self.archive.close()
-            raise StartRefused(str(fault)) from fault
+            raise
 
     def begin(self, membership: HeartbeatMembership) -> None:
         """Take up what runs in the background."""
@@ -150,6 +150,12 @@ class Voter:
         if not await self.backlog.drain(DRAIN_S):
             log.info("left items to archive after the next start action=archive_left count=%d", len(self.backlog))
         await self.archive.close()
+
+    async def _replay(self) -> None:
+        try:
+            await self.consensus.start()
+        except (JournalDamaged, SnapshotDamaged, DiskFailed) as fault:
+            raise StartRefused(str(fault)) from fault
 
     async def _follow_leadership(self) -> None:
         async for leadership in self.consensus.watch():
