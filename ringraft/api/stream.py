@@ -26,7 +26,6 @@ from ringraft.api.problems import Problem, document, of_rejected
 from ringraft.api.service import WORTH_WAITING, Service, mint_key, no_leader
 from ringraft.api.submission import Verb
 from ringraft.consensus.base import Indeterminate, NotLeader, Unavailable
-from ringraft.consensus.base import Role as LogRole
 from ringraft.node.replica import WaitersFull
 from ringraft.schema import INTEGER_MAX, NAME, Fault, shown
 from ringraft.state.model import Command, Done, Outcome, Rejected
@@ -187,14 +186,14 @@ class Connection:
             if key is not None and not _NAME_FITS(key):
                 raise Problem("invalid_field", "idempotency_key must be 1 to 128 printable characters",
                               faults=[Fault("/idempotency_key", "must be 1 to 128 printable characters")])  # fmt: skip
-        self._check_values(body)
+        text = self._checked_text(body)
         verb.check(body)
         op = verb.build(body, principal)
         wait_s = float(body.get("wait_s") or 0) if name == "claim" else 0.0
         return StreamCall(
             verb=verb,
             body=body,
-            command=Command(op, verb.key(principal, key, body)),
+            command=Command(op, verb.key(principal, key, body, text)),
             principal=principal,
             key=key,
             wait_s=wait_s,
@@ -203,11 +202,14 @@ class Connection:
             is_hop=self._call.is_hop,
         )
 
-    def _check_values(self, body: Any) -> None:
+    def _checked_text(self, body: Any) -> str:
+        """The canonical text of a body that holds nothing JSON cannot say."""
         try:
-            strictjson.check_packed(strictjson.canonical(body), body, depth_max=self._depth_max)
+            text = strictjson.canonical(body)
+            strictjson.check_packed(text, body, depth_max=self._depth_max)
         except strictjson.NotStrict as error:
             raise Problem("bad_json", str(error)) from None
+        return text
 
     def _answer(self, seq: int, problem: Problem) -> None:
         self._put(seq, *problem_answer(self._service, problem))
@@ -225,10 +227,8 @@ def problem_answer(service: Service, problem: Problem) -> tuple[int, dict[str, A
 
 def dispatch(service: Service, call: StreamCall) -> None:
     """Have a call decided here when this node leads, else by who does."""
+    # Who leads is not asked before: the log refuses at once what it cannot take.
     node = service.node
-    if service.status().role is not LogRole.LEADER:
-        _elsewhere(service, call)
-        return
     left_s = max(_DEADLINE_FLOOR_S, call.end_s - asyncio.get_running_loop().time())
     future: asyncio.Future[Outcome]
     if call.wait_s > 0:

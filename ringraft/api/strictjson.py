@@ -45,7 +45,7 @@ def parse(raw: bytes, *, depth_max: int) -> Any:
 def canonical(value: Any) -> str:
     """The one text of a value: names sorted, no spaces. Raises NotStrict for what JSON cannot say."""
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return _CANONICAL.encode(value)
     except (TypeError, ValueError) as error:
         raise NotStrict(f"the body holds what JSON cannot say: {error}") from None
 
@@ -60,7 +60,7 @@ def check_packed(text: str, value: Any, *, depth_max: int) -> None:
 
 def dump(value: Any) -> bytes:
     """A JSON answer. Values come from the state, which holds only what ``parse`` let in."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    return _PLAIN.encode(value).encode()
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,6 +100,9 @@ def _constant(text: str) -> NoReturn:
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_members, parse_int=_integer, parse_float=_float, parse_constant=_constant, strict=True
 )
+# Made once: json.dumps makes a new one for every call with options.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_PLAIN = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 _LONG_NUMBER = re.compile(r"[0-9]{16}")
 

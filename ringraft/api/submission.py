@@ -72,13 +72,16 @@ class Verb:
             raise of_faults(self.checker.faults(body))
         return body  # type: ignore[return-value]
 
-    def key(self, principal: Principal, key: str | None, body: Body) -> Key | None:
-        """What makes a repeat of this call have no second effect; None when the verb needs none."""
+    def key(self, principal: Principal, key: str | None, body: Body, text: str | None = None) -> Key | None:
+        """What makes a repeat of this call have no second effect; None when the verb needs none.
+
+        ``text`` is the body's canonical text where the caller has it already.
+        """
         if key is None or not self.is_keyed:
             return None
-        asked = {name: value for name, value in body.items() if name not in NOT_IN_DIGEST}
-        text = f"{self.name}\n{strictjson.canonical(asked)}"
-        return Key(principal.name, key, hashlib.sha256(text.encode()).digest())
+        if text is None or not body.keys().isdisjoint(NOT_IN_DIGEST):
+            text = strictjson.canonical({name: body[name] for name in body if name not in NOT_IN_DIGEST})
+        return Key(principal.name, key, hashlib.sha256(f"{self.name}\n{text}".encode()).digest())
 
 
 class Submission:

@@ -68,7 +68,8 @@ class FakeLog:
     def propose(self, command: Command, *, deadline_s: float) -> asyncio.Future[Outcome]:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         cluster = self.cluster
-        cluster.proposed.append(command)
+        if cluster.leader == self.node_id:
+            cluster.proposed.append(command)
         if cluster.leader != self.node_id:
             future.set_exception(NotLeader(cluster.leader))
         elif isinstance(self.fails, Indeterminate):
