@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-PLAIN_WIDTH = 400
+PLAIN_WIDTH = 10_000
 """Columns where stdout is a file or a pipe: wide enough that nothing is cut."""
 
 

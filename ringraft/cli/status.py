@@ -122,7 +122,7 @@ def view(seen: Mapping[str, Any]) -> RenderableType:
     summary = ", ".join(f"{by_state[state]} {state.lower()}" for state in shown) or "no work"
     parts += ["", f"work: {summary}" + (f"; oldest pending {span(oldest)}" if oldest else "")]
     if work["by_type"]:
-        parts.append(table(("TYPE", *(f"{state}#" for state in shown)), _types(work["by_type"], shown)))
+        parts.append(table(("TYPE", "ITEMS#"), work["by_type"].items()))
     if seen["events"]:
         parts += ["", table(("WHEN#", "EVENT", "ABOUT"), (_event(event) for event in reversed(seen["events"])))]
     return Group(*parts)
@@ -146,14 +146,6 @@ def _workers(peers: list[Answer]) -> Iterator[tuple[Any, ...]]:
             gpus = ", ".join(gpu["name"] for gpu in peer.get("gpus") or ())
             load = None if cpu is None else f"{cpu:.0f} %"
             yield peer["node_id"], peer["state"], span(peer["last_seen_s"]), load, gpus or None, peer["version"]
-
-
-def _types(by_type: Mapping[str, Any], shown: list[str]) -> Iterator[tuple[Any, ...]]:
-    for work_type, counts in by_type.items():
-        if isinstance(counts, Mapping):
-            yield work_type, *(counts.get(state, 0) for state in shown)
-        else:
-            yield work_type, counts
 
 
 def _event(event: Answer) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from ringraft.cli.output import ago, data_console, print_json, say, span, table
 
 BATCH_MAX = 1000
 """Items in one add_batch, by the REST contract."""
+SHOWN_CHARS_MAX = 300
 READY_CODES = frozenset({"Ready", "LowerPriority", "FairShare"})
 """Reasons of /work/why that need nobody to do anything."""
 
@@ -164,16 +165,23 @@ async def show(target: Target, work_id: str) -> int:
         print_json(item)
         return ExitCode.OK
     plain = {name: value for name, value in item.items() if name != "history" and value not in (None, [], {})}
-    console = data_console()
-    console.print(table(("FIELD", "VALUE"), ((name, _cell(value)) for name, value in plain.items())))
+    for name, value in plain.items():
+        print(f"{name:<22} {_shortened(_cell(value))}")
     if item.get("history"):
         columns = ("TRY#", "NODE", "TOKEN#", "OUTCOME", "WHEN", "REASON")
         rows = (
             (h["attempt"], h["node_id"], h["token"], h["outcome"], ago(h["at"]), h.get("reason"))
             for h in item["history"]
         )
-        console.print(table(columns, rows))
+        print()
+        data_console().print(table(columns, rows))
     return ExitCode.OK
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= SHOWN_CHARS_MAX:
+        return text
+    return f"{text[:SHOWN_CHARS_MAX]}… ({len(text)} characters; --json has all)"
 
 
 def _cell(value: Any) -> str:

@@ -120,6 +120,23 @@ def test_list_follows_pages_and_prints_plain_rows(node: FakeNode, run: Any) -> N
     assert [one["work_id"] for one in json.loads(run("list", "--json")[1])["items"]] == ["a1", "a2", "a3"]
 
 
+def test_show_is_plain_and_cuts_only_what_is_long(node: FakeNode, run: Any) -> None:
+    done = {
+        "attempt": 1,
+        "node_id": "w1",
+        "token": 9,
+        "outcome": "completed",
+        "reason": None,
+        "at": "2026-01-01T00:00:00Z",
+    }
+    node.answers["GET", "/work/item/a1"] = (200, item("a1", "COMPLETED", result={"x": "y" * 500}, history=[done]))
+    code, out, _ = run("show", "a1")
+    assert code == 0
+    assert "state                  COMPLETED\n" in out
+    assert "… (509 characters; --json has all)" in out
+    assert out.splitlines()[-1].split()[:4] == ["1", "w1", "9", "completed"]
+
+
 def test_shortened_id_finds_its_item(node: FakeNode, run: Any) -> None:
     node.answers["GET", "/work/items"] = (200, {"items": [item("abc1"), item("abd2")], "next_cursor": None})
     code, out, _ = run("show", "abd", "--json")
@@ -187,7 +204,7 @@ def cluster(**more: Any) -> dict[str, Any]:
 )
 def test_status_is_a_verdict(node: FakeNode, run: Any, more: dict[str, Any], expected: int, word: str) -> None:
     node.answers["GET", "/status"] = (200, cluster(**more))
-    by_type = {"selfplay": {"PENDING": 2}}
+    by_type = {"selfplay": 2}
     work = {"by_status": {"PENDING": 2}, "by_type": by_type, "oldest_pending_age_s": 12, "leases_by_node": {}}
     node.answers["GET", "/work/status"] = (200, work)
     peer = {"node_id": "w1", "roles": ["worker"], "state": "alive", "last_seen_s": 0.5, "gpus": [{"name": "H100"}],
