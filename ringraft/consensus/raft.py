@@ -135,6 +135,9 @@ class RaftConsensus:
         self._snapshot_task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._leadership = Leadership(None, Epoch(config.generation, 0))
+        self._last_led = self._leadership
+        """The newest leadership that had a leader, and whether a hint that it is gone was taken."""
+        self._is_hint_taken = False
         self._watchers: set[asyncio.Queue[Leadership]] = set()
         self._heard_s: dict[str, float] = {}
 
@@ -306,6 +309,8 @@ class RaftConsensus:
         if present == self._leadership:
             return
         self._leadership = present
+        if present.leader_id is not None:
+            self._last_led, self._is_hint_taken = present, False
         logger.info(
             "leadership changed action=leadership node=%s leader=%s term=%d role=%s",
             self._node_id, present.leader_id, present.epoch.number, self._log.role(),
@@ -424,9 +429,11 @@ class RaftConsensus:
         self._soon()
 
     def on_refused(self, peer_id: str) -> None:
-        # Only a hint, and only votes elect: a wrong one costs an election at most.
-        if not self._is_running or peer_id != self._log.leader_id():
+        # Only a hint, and only votes elect: a wrong one costs an election at most. It counts once for
+        # each leadership, and still when another's request for a vote was faster than the refusal.
+        if not self._is_running or peer_id != self._last_led.leader_id or self._is_hint_taken:
             return
+        self._is_hint_taken = True
         rank = [voter for voter in self._voters if voter != peer_id].index(self._node_id)
         delay_ms = HINT_DELAY_MS + rank * HINT_STAGGER_MS + self._rng.uniform(0, HINT_DELAY_MS)
         self._log.campaign_within(delay_ms / 1000)
