@@ -54,12 +54,22 @@ OPS: dict[str, type[Any]] = {
 TAGS = {op: tag for tag, op in OPS.items()}
 
 T = TypeVar("T")
+Place = str | tuple[Any, str | int]
+"""Where a value stands: a name, or (the place around it, its field or number). Put into words only for an error."""
 Encode = Callable[[Any], Any]
-Decode = Callable[[Any, str], Any]
+Decode = Callable[[Any, Place], Any]
 
 
 class CodecError(ValueError):
     """Bytes that are not what they should be; says where and what."""
+
+
+def told(where: Place) -> str:
+    """A place in words: ``entry.commands[3].add.item``."""
+    if isinstance(where, str):
+        return where
+    around, part = where
+    return f"{told(around)}[{part}]" if isinstance(part, int) else f"{told(around)}.{part}"
 
 
 class Coding(NamedTuple):
@@ -70,11 +80,11 @@ class Coding(NamedTuple):
 
 
 def _plain(kind: type[Any]) -> Coding:
-    def decode(value: Any, where: str) -> Any:
+    def decode(value: Any, where: Place) -> Any:
         if type(value) is not kind:
-            raise CodecError(f"{where} is {type(value).__name__}, not {kind.__name__}")
+            raise CodecError(f"{told(where)} is {type(value).__name__}, not {kind.__name__}")
         if kind is int and not -INT_MAX <= value <= INT_MAX:
-            raise CodecError(f"{where} is {value}, beyond {INT_MAX}")
+            raise CodecError(f"{told(where)} is {value}, beyond {INT_MAX}")
         return value
 
     return Coding(None, decode)
@@ -83,7 +93,7 @@ def _plain(kind: type[Any]) -> Coding:
 def _optional(inner: Coding) -> Coding:
     encode = inner.encode
 
-    def decode(value: Any, where: str) -> Any:
+    def decode(value: Any, where: Place) -> Any:
         return None if value is None else inner.decode(value, where)
 
     return Coding(None if encode is None else lambda value: None if value is None else encode(value), decode)
@@ -92,19 +102,19 @@ def _optional(inner: Coding) -> Coding:
 def _sequence(inner: Coding) -> Coding:
     encode = inner.encode
 
-    def decode(value: Any, where: str) -> Any:
+    def decode(value: Any, where: Place) -> Any:
         if type(value) is not list:
-            raise CodecError(f"{where} is {type(value).__name__}, not a list")
-        return tuple(inner.decode(one, f"{where}[{number}]") for number, one in enumerate(value))
+            raise CodecError(f"{told(where)} is {type(value).__name__}, not a list")
+        return tuple([inner.decode(one, (where, number)) for number, one in enumerate(value)])
 
     return Coding(list if encode is None else lambda value: [encode(one) for one in value], decode)
 
 
 def _pair(inner: list[Coding]) -> Coding:
-    def decode(value: Any, where: str) -> Any:
+    def decode(value: Any, where: Place) -> Any:
         if type(value) is not list or len(value) != len(inner):
-            raise CodecError(f"{where} is not a list of {len(inner)}")
-        return tuple(one.decode(part, where) for one, part in zip(inner, value, strict=True))
+            raise CodecError(f"{told(where)} is not a list of {len(inner)}")
+        return tuple([one.decode(part, where) for one, part in zip(inner, value, strict=True)])
 
     return Coding(list, decode)
 
@@ -112,9 +122,9 @@ def _pair(inner: list[Coding]) -> Coding:
 def _enum(kind: type[StrEnum]) -> Coding:
     known = {one.value: one for one in kind}
 
-    def decode(value: Any, where: str) -> Any:
+    def decode(value: Any, where: Place) -> Any:
         if not isinstance(value, str) or value not in known:
-            raise CodecError(f"{where} is {value!r}, which is no {kind.__name__}")
+            raise CodecError(f"{told(where)} is {value!r}, which is no {kind.__name__}")
         return known[value]
 
     return Coding(lambda value: value.value, decode)
@@ -151,7 +161,8 @@ class Form:
             for one in fields(kind)
             if one.init
         ]
-        self._by_name = {name: (default, decode) for name, default, _, decode in self._fields}
+        self._decoders = {name: decode for name, _, _, decode in self._fields}
+        self._required = frozenset(name for name, default, _, _ in self._fields if default is MISSING)
 
     def to_map(self, value: Any) -> dict[str, Any]:
         """Only what differs from its default."""
@@ -162,30 +173,29 @@ class Form:
                 result[name] = part if encode is None else encode(part)
         return result
 
-    def from_map(self, value: Any, where: str) -> Any:
+    def from_map(self, value: Any, where: Place) -> Any:
         if type(value) is not dict:
-            raise CodecError(f"{where} is {type(value).__name__}, not a map")
+            raise CodecError(f"{told(where)} is {type(value).__name__}, not a map")
         parts = {}
         for name, part in value.items():
-            known = self._by_name.get(name) if type(name) is str else None
-            if known is None:
-                raise CodecError(f"{where} has the unknown field {name!r}: it is from a newer version, or damaged")
-            parts[name] = known[1](part, f"{where}.{name}")
-        missing = [name for name, (default, _) in self._by_name.items() if default is MISSING and name not in parts]
-        if missing:
-            raise CodecError(f"{where} lacks {', '.join(missing)}")
+            decode = self._decoders.get(name) if type(name) is str else None
+            if decode is None:
+                raise CodecError(
+                    f"{told(where)} has the unknown field {name!r}: it is from a newer version, or damaged"
+                )
+            parts[name] = decode(part, (where, name))
+        if not self._required <= parts.keys():
+            raise CodecError(f"{told(where)} lacks {', '.join(sorted(self._required - parts.keys()))}")
         return self._kind(**parts)
 
     def to_list(self, value: Any) -> list[Any]:
         parts = ((getattr(value, name), encode) for name, _, encode, _ in self._fields)
         return [part if encode is None else encode(part) for part, encode in parts]
 
-    def from_list(self, value: Any, where: str) -> Any:
+    def from_list(self, value: Any, where: Place) -> Any:
         if type(value) is not list or len(value) != len(self._fields):
-            raise CodecError(f"{where} is not a list of {len(self._fields)} fields")
-        parts = [
-            decode(part, f"{where}.{name}") for part, (name, _, _, decode) in zip(value, self._fields, strict=True)
-        ]
+            raise CodecError(f"{told(where)} is not a list of {len(self._fields)} fields")
+        parts = [decode(part, (where, name)) for part, (name, _, _, decode) in zip(value, self._fields, strict=True)]
         return self._kind(*parts)
 
 
@@ -229,7 +239,7 @@ def decode_entry(data: bytes) -> Entry:
     if len(parts) != 5 or type(parts[4]) is not list:
         raise CodecError("the entry is not a list of version, log_ms, wall_ms, epoch and commands")
     epoch = _EPOCH.decode(parts[3], "entry.epoch")
-    commands = tuple(_command_from_list(one, f"entry.commands[{number}]") for number, one in enumerate(parts[4]))
+    commands = tuple([_command_from_list(one, ("entry.commands", number)) for number, one in enumerate(parts[4])])
     return Entry(_INT.decode(parts[1], "entry.log_ms"), _INT.decode(parts[2], "entry.wall_ms"), epoch, commands)
 
 
@@ -238,14 +248,14 @@ def decode_command(data: bytes) -> Command:
     return _command_from_list(unpack(data, "the command"), "command")
 
 
-def _command_from_list(value: Any, where: str) -> Command:
+def _command_from_list(value: Any, where: Place) -> Command:
     if type(value) is not list or len(value) not in (2, 3):
-        raise CodecError(f"{where} is not a list of verb, fields and key")
+        raise CodecError(f"{told(where)} is not a list of verb, fields and key")
     form = _OP_FORMS.get(value[0]) if type(value[0]) is str else None
     if form is None:
-        raise CodecError(f"{where} has the unknown verb {value[0]!r}: it is from a newer version, or damaged")
-    key = _KEY.from_list(value[2], f"{where}.key") if len(value) == 3 else None
-    return Command(form.from_map(value[1], f"{where}.{value[0]}"), key)
+        raise CodecError(f"{told(where)} has the unknown verb {value[0]!r}: it is from a newer version, or damaged")
+    key = _KEY.from_list(value[2], (where, "key")) if len(value) == 3 else None
+    return Command(form.from_map(value[1], (where, value[0])), key)
 
 
 # -- records -----------------------------------------------------------------------------------------------------
@@ -335,10 +345,10 @@ def pack_value(value: Any) -> bytes:
     return bytes(_packer.pack(value))
 
 
-def spec_from_list(value: list[Any], where: str) -> ItemSpec:
+def spec_from_list(value: list[Any], where: Place) -> ItemSpec:
     """What ``pack_spec`` wrote."""
     if len(value) != 6:
-        raise CodecError(f"{where} is not a list of 6")
+        raise CodecError(f"{told(where)} is not a list of 6")
     spec: ItemSpec = _SPEC.from_list(
         [value[1], value[2], value[3], value[4], value[5]],
         where,
@@ -346,24 +356,24 @@ def spec_from_list(value: list[Any], where: str) -> ItemSpec:
     return spec
 
 
-def item_from_list(value: list[Any], spec: ItemSpec, where: str) -> Item:
+def item_from_list(value: list[Any], spec: ItemSpec, where: Place) -> Item:
     """What ``pack_item`` wrote, with the spec that came before it."""
     if len(value) != 11 or value[1] != spec.seq:
-        raise CodecError(f"{where} is not the item that belongs to {spec.work_id}")
-    parts = [decode(part, f"{where}.{name}") for part, (name, decode) in zip(value[2:], _ITEM_PARTS, strict=True)]
+        raise CodecError(f"{told(where)} is not the item that belongs to {spec.work_id}")
+    parts = [decode(part, (where, name)) for part, (name, decode) in zip(value[2:], _ITEM_PARTS, strict=True)]
     return Item(spec, *parts)
 
 
-def record_from_list(value: list[Any], where: str) -> Record:
+def record_from_list(value: list[Any], where: Place) -> Record:
     """What ``pack_record`` wrote."""
     form = _OTHERS.get(value[0])
     if form is None:
-        raise CodecError(f"{where} is of the unknown kind {value[0]!r}: it is from a newer version, or damaged")
+        raise CodecError(f"{told(where)} is of the unknown kind {value[0]!r}: it is from a newer version, or damaged")
     record: Record = form.from_list(value[1:], where)
     return record
 
 
-def epoch_from_list(value: Any, where: str) -> Epoch:
+def epoch_from_list(value: Any, where: Place) -> Epoch:
     epoch: Epoch = _EPOCH.decode(value, where)
     return epoch
 

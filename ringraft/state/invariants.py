@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ringraft.state.decide.item import unblocked_state
 from ringraft.state.indexes import Indexes, standing
 from ringraft.state.machine import StateMachine
 from ringraft.state.model import FINAL, LEASED, TOKENS_PER_ENTRY, WorkState
@@ -46,11 +47,9 @@ def check_item(tables: Tables, item: Item) -> None:
     if grant is not None:
         assert grant.token // TOKENS_PER_ENTRY <= tables.index, f"{name} has a token of the future"
         assert all(entry.token <= grant.token for entry in item.history), f"{name} has history past its token"
-    if item.end is None:
-        for dependency in item.spec.dependencies:
-            assert dependency in tables.items or item.state is not WorkState.BLOCKED or tables.agenda, (
-                f"{name} waits for {dependency}, which is gone"
-            )
+    if item.state is WorkState.BLOCKED and not tables.agenda:
+        state = unblocked_state(item.spec, lambda one: found.state if (found := tables.items.get(one)) else None)
+        assert state is WorkState.BLOCKED, f"{name} is BLOCKED where it should be {state}"
     assert len(item.history) <= tables.limits.history_max, f"{name} has too long a history"
 
 

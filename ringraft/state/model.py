@@ -42,18 +42,6 @@ class Epoch(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Lease:
-    """One grant of one item to one node. Log time ends it; the token decides who is heard."""
-
-    node_id: str
-    token: int
-    lease_ms: int
-    expires_log_ms: int
-    expires_wall_ms: int
-    """For people only: what ``expires_log_ms`` looked like on the leader's wall clock."""
-
-
-@dataclass(frozen=True, slots=True)
 class HistoryEntry:
     """How one grant ended. ``attempt`` counts from 1."""
 

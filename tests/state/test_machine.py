@@ -131,7 +131,7 @@ def test_pages_have_every_item_once() -> None:
         seen: list[str] = []
         cursor = None
         while True:
-            page, cursor = one.items(**wanted, cursor=cursor, limit=8)  # type: ignore[arg-type]
+            page, cursor = one.items(**wanted, cursor=cursor, limit=8)
             assert len(page) <= 8
             seen += [view["work_id"] for view in page]
             if cursor is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from ringraft.state.records import Item
 
 WALL_START_MS = 1_700_000_000_000
 
-ITEM_OPTIONS = {
+ITEM_OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "type": ("work_type", str),
     "class": ("class_key", str),
     "config": ("config", lambda text: packed(text)),
@@ -237,7 +237,7 @@ def shown_value(name: str, value: Any) -> str:
 
 def shown_pairs(value: dict[str, Any]) -> list[str]:
     """Without what nearly every answer says here: that no worker has registered, that nothing was refused."""
-    usual = ({}, [], ["no worker is registered yet"])
+    usual: tuple[Any, ...] = ({}, [], ["no worker is registered yet"])
     return [f"{name}={shown_value(name, one)}" for name, one in value.items() if one not in usual]
 
 

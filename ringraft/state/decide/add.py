@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 from ringraft.state import commands as ops
@@ -70,18 +71,22 @@ class Births:
         self.news: list[News] = []
         self._unique: dict[str, str] = {}
 
-    def plan(
-        self, news: Sequence[NewItem], pointers: Sequence[str], depends_on_max: int | None = None
-    ) -> Rejected | None:
-        """Add ``news`` to the plan; ``pointers`` say where each stands in the request."""
+    def plan(self, news: Sequence[NewItem], pointers: Sequence[str], then: NewItem | None = None) -> Rejected | None:
+        """Plan all of ``news`` and, after all of them, ``then``; ``pointers`` say where each stands in the request."""
         limits = self._tables.limits
+        asked = list(zip(news, pointers, strict=True))
+        if then is not None:
+            asked.append((then, "/then"))
         faults: list[tuple[str, str, str]] = []
-        for new, pointer in zip(news, pointers, strict=True):
-            faults += field_faults(new, pointer, limits, depends_on_max or limits.depends_on_max)
+        for new, pointer in asked:
+            faults += field_faults(new, pointer, limits)
         if faults:
             return refusal(faults)
         fresh: list[tuple[Item, str]] = []
-        for new, pointer in zip(news, pointers, strict=True):
+        for number, (new, pointer) in enumerate(asked):
+            if number == len(news):
+                spawned = (answer["work_id"] for answer in self.answers)
+                new = replace(new, depends_on=tuple(dict.fromkeys((*new.depends_on, *spawned))))
             twin = self._taken(new)
             if twin is not None and (twin.spec.new != new or twin.spec.parent != self._parent):
                 return refusal(
@@ -232,26 +237,36 @@ BROKEN = (WorkState.FAILED, WorkState.CANCELLED)
 
 
 def cyclic(dependencies: dict[str, tuple[str, ...]]) -> set[str]:
-    """The names that reach themselves, or that reach such a name; others than the keys do not count."""
-    users: dict[str, list[str]] = {}
-    open_count = {}
-    for name, below in dependencies.items():
-        inside = [one for one in below if one in dependencies]
-        open_count[name] = len(inside)
-        for one in inside:
-            users.setdefault(one, []).append(name)
-    free = [name for name, count in open_count.items() if not count]
-    while free:
-        name = free.pop()
+    """The names that lie on a cycle, or between two; what is not a key does not count."""
+    below = {name: [one for one in names if one in dependencies] for name, names in dependencies.items()}
+    left = _without_ends(below)
+    above: dict[str, list[str]] = {name: [] for name in left}
+    for name in left:
+        for one in below[name]:
+            if one in left:
+                above[one].append(name)
+    return _without_ends(above)
+
+
+def _without_ends(edges: dict[str, list[str]]) -> set[str]:
+    """The names from which one can walk for ever."""
+    comers: dict[str, list[str]] = {}
+    open_count = {name: len(targets) for name, targets in edges.items()}
+    for name, targets in edges.items():
+        for target in targets:
+            comers.setdefault(target, []).append(name)
+    ends = [name for name, count in open_count.items() if not count]
+    while ends:
+        name = ends.pop()
         del open_count[name]
-        for user in users.get(name, ()):
-            open_count[user] -= 1
-            if not open_count[user]:
-                free.append(user)
+        for comer in comers.get(name, ()):
+            open_count[comer] -= 1
+            if not open_count[comer]:
+                ends.append(comer)
     return set(open_count)
 
 
-def field_faults(new: NewItem, pointer: str, limits: Limits, depends_on_max: int) -> list[tuple[str, str, str]]:
+def field_faults(new: NewItem, pointer: str, limits: Limits) -> list[tuple[str, str, str]]:
     """(code, pointer, message) of each field over a limit or out of its range."""
     faults = []
     if len(new.config) > limits.payload_bytes_max:
@@ -269,8 +284,8 @@ def field_faults(new: NewItem, pointer: str, limits: Limits, depends_on_max: int
     if new.on_dependency_failure not in FAILURE_POLICIES:
         told = f"{new.on_dependency_failure} is none of {', '.join(FAILURE_POLICIES)}"
         faults.append(("invalid_field", f"{pointer}/on_dependency_failure", told))
-    if len(new.depends_on) > depends_on_max:
-        told = f"{len(new.depends_on)} ids; at most {depends_on_max} (depends_on_max)"
+    if len(new.depends_on) > limits.depends_on_max:
+        told = f"{len(new.depends_on)} ids; at most {limits.depends_on_max} (depends_on_max)"
         faults.append(("invalid_field", f"{pointer}/depends_on", told))
     if len(new.excluded_nodes) > limits.excluded_nodes_max:
         told = f"{len(new.excluded_nodes)} nodes; at most {limits.excluded_nodes_max} (excluded_nodes_max)"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ringraft.state import commands as ops
 from ringraft.state.decide.add import Births
 from ringraft.state.decide.item import held, lease_news, longer, spent, wrong_state
-from ringraft.state.model import Done, NewItem, Rejected, WorkState
+from ringraft.state.model import Done, Rejected, WorkState
 from ringraft.state.records import End, Grant, Item
 from ringraft.state.tables import At, Decision, News, Tables
 
@@ -87,19 +85,7 @@ def plan_follow_ups(tables: Tables, op: ops.Complete, births: Births) -> Rejecte
     if len(op.spawn) > limit:
         told = f"spawn has {len(op.spawn)} items; at most {limit} (batch_items_max)"
         return Rejected("invalid_field", told, (("/spawn", told),))
-    fault = births.plan(op.spawn, [f"/spawn/{number}" for number in range(len(op.spawn))])
-    if fault is not None or op.then is None:
-        return fault
-    own, limit = len(op.then.depends_on), tables.limits.depends_on_max
-    if own > limit:
-        told = f"{own} ids; at most {limit} (depends_on_max)"
-        return Rejected("invalid_field", told, (("/then/depends_on", told),))
-    return births.plan((_after_all(op.then, births),), ("/then",), depends_on_max=own + len(op.spawn))
-
-
-def _after_all(then: NewItem, births: Births) -> NewItem:
-    spawned = [answer["work_id"] for answer in births.answers]
-    return replace(then, depends_on=tuple(dict.fromkeys((*then.depends_on, *spawned))))
+    return births.plan(op.spawn, [f"/spawn/{number}" for number in range(len(op.spawn))], op.then)
 
 
 def fail(tables: Tables, op: ops.Fail, at: At) -> Decision | Rejected:
