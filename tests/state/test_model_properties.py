@@ -12,10 +12,10 @@ import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ringraft.state.machine import StateMachine
 
 from ringraft.state import commands as ops
 from ringraft.state import invariants
+from ringraft.state.machine import StateMachine
 from ringraft.state.model import Applied, Command, Done, Entry, Epoch, Key, Limits, NewItem, Outcome, Rejected
 
 settings.register_profile("properties-ci", max_examples=60, derandomize=True, deadline=None)
