@@ -12,7 +12,6 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +28,26 @@ from ringraft.consensus.base import (
 )
 from ringraft.consensus.entries import EntryMaker
 from ringraft.consensus.handover import Handover
+from ringraft.consensus.leadership import LeadershipFeed
 from ringraft.consensus.proposals import Proposals
+from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.reads import FollowerReads
 from ringraft.consensus.replog.codec import AskIndex, Chunk, ChunkTaken, Message, ReadIndex, encode
 from ringraft.consensus.replog.files import LOCAL_DISK, Disk
 from ringraft.consensus.replog.install import Images
 from ringraft.consensus.replog.journal import Journal
+from ringraft.consensus.replog.library import Timing
 from ringraft.consensus.replog.recovery import oldest_index
 from ringraft.consensus.replog.snapshot import SnapshotStore
-from ringraft.consensus.replog.syncobj import ENTRY, RaftLog, Timing
+from ringraft.consensus.replog.syncobj import ENTRY, RaftLog
 from ringraft.consensus.replog.transport import Links, PeerLinks, RevealsSecret
 from ringraft.state.codec import decode_entry
 from ringraft.state.model import Command, Epoch, Outcome
 
 logger = logging.getLogger(__name__)
 
+LOG_DIRECTORY = "log"
+SNAPSHOT_DIRECTORY = "snapshot"
 STALL_MS = 150
 """A step that is later than this found the process paused or starved."""
 HINT_DELAY_MS = 10
@@ -51,35 +55,6 @@ HINT_DELAY_MS = 10
 HINT_STAGGER_MS = 40
 """… and each further voter in the order of names this much later still, so that votes do not split."""
 TIMER_SLACK_S = 0.0005
-WATCH_CHANGES_MAX = 256
-"""A watcher that is further behind than this misses the oldest changes."""
-MIB = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class RaftConfig:
-    """Times and bounds of the log; the settings section ``raft``."""
-
-    heartbeat_ms: int = 75
-    election_min_ms: int = 300
-    election_max_ms: int = 500
-    snapshot_entries: int = 20_000
-    entry_bytes_max: int = 8 * MIB
-    entry_commands_max: int = 4096
-    segment_bytes: int = 64 * MIB
-    generation: int = 0
-    """Raised by whatever replaces the log's history: an offline recovery, a restore, a change of mode."""
-
-    def __post_init__(self) -> None:
-        if self.election_min_ms <= 3 * self.heartbeat_ms:
-            raise ValueError(
-                f"raft.election_min_ms ({self.election_min_ms}) must exceed 3 × raft.heartbeat_ms ({self.heartbeat_ms})"
-            )
-        if self.election_max_ms <= self.election_min_ms:
-            raise ValueError(
-                f"raft.election_max_ms ({self.election_max_ms}) must exceed "
-                f"raft.election_min_ms ({self.election_min_ms})"
-            )
 
 
 class RaftConsensus:
@@ -134,11 +109,10 @@ class RaftConsensus:
         self._timer_s = 0.0
         self._snapshot_task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._leadership = Leadership(None, Epoch(config.generation, 0))
-        self._last_led = self._leadership
+        self._feed = LeadershipFeed(Leadership(None, Epoch(config.generation, 0)))
+        self._last_led = self._feed.present
         """The newest leadership that had a leader, and whether a hint that it is gone was taken."""
         self._is_hint_taken = False
-        self._watchers: set[asyncio.Queue[Leadership]] = set()
         self._heard_s: dict[str, float] = {}
 
     # Life
@@ -163,8 +137,8 @@ class RaftConsensus:
         self._soon()
 
     def _open(self) -> None:
-        directory = self._data_dir / "journal"
-        store = SnapshotStore(self._data_dir / "snapshots", disk=self._disk)
+        directory = self._data_dir / LOG_DIRECTORY
+        store = SnapshotStore(self._data_dir / SNAPSHOT_DIRECTORY, disk=self._disk)
         snapshot = store.latest(reach=oldest_index(directory, disk=self._disk))
         if snapshot is not None:
             self._replicated.restore(snapshot.chunks())
@@ -295,20 +269,13 @@ class RaftConsensus:
 
     async def watch(self) -> AsyncIterator[Leadership]:
         """Every change of leader or epoch from now on, the present one first."""
-        changes: asyncio.Queue[Leadership] = asyncio.Queue(WATCH_CHANGES_MAX)
-        changes.put_nowait(self._leadership)
-        self._watchers.add(changes)
-        try:
-            while True:
-                yield await changes.get()
-        finally:
-            self._watchers.discard(changes)
+        async for leadership in self._feed.watch():
+            yield leadership
 
     def _note_leadership(self) -> None:
         present = Leadership(self._log.leader_id(), Epoch(self._config.generation, self._log.term()))
-        if present == self._leadership:
+        if present == self._feed.present:
             return
-        self._leadership = present
         if present.leader_id is not None:
             self._last_led, self._is_hint_taken = present, False
         logger.info(
@@ -319,10 +286,7 @@ class RaftConsensus:
             self._images.stop_sending()
             self._proposals.refuse_waiting(NotLeader(present.leader_id))
         self._reads.leader_changed()
-        for changes in self._watchers:
-            if changes.full():
-                changes.get_nowait()
-            changes.put_nowait(present)
+        self._feed.tell(present)
 
     # What is asked of it
 

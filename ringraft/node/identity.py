@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 IDENTITY_FILE = "cluster.json"
 LOCK_FILE = "lock"
-LOG_DIRECTORIES = ("log", "snapshot", "journal", "snapshots")
+LOG_DIRECTORIES = ("log", "snapshot")
 """Where a log may lie; without an identity beside it nobody can tell whose it is."""
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ringraft.clock import Clock
 from ringraft.consensus.base import ProposalError, Role
-from ringraft.consensus.raft import RaftConfig, RaftConsensus
+from ringraft.consensus.raft import RaftConsensus
+from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.files import DiskFailed
 from ringraft.consensus.replog.recovery import JournalDamaged
 from ringraft.consensus.replog.snapshot import SnapshotDamaged

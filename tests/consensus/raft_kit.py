@@ -14,7 +14,8 @@ import msgpack
 from aiohttp import web
 
 from ringraft.consensus.base import NotLeader, Unavailable
-from ringraft.consensus.raft import RaftConfig, RaftConsensus
+from ringraft.consensus.raft import RaftConsensus
+from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.codec import Message, decode_all
 from ringraft.consensus.replog.transport import LinkListener
 from ringraft.state.commands import Cancel

@@ -10,8 +10,8 @@ import pysyncobj.syncobj
 import pytest
 
 import ringraft.consensus.replog as replog
-from ringraft.consensus.raft import RaftConfig
-from ringraft.consensus.replog.syncobj import STUDIED_SOURCE, installed_source
+from ringraft.consensus.raft_config import RaftConfig
+from ringraft.consensus.replog.library import STUDIED_SOURCE, installed_source
 from tests.consensus.raft_kit import cluster, run
 
 

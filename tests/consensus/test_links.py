@@ -13,7 +13,8 @@ from aiohttp import web
 
 from ringraft.clock import SystemClock
 from ringraft.consensus.base import NotLeader, Role, Unavailable
-from ringraft.consensus.raft import RaftConfig, RaftConsensus
+from ringraft.consensus.raft import RaftConsensus
+from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.codec import Message, TimeoutNow, encode
 from ringraft.consensus.replog.transport import HandshakeError, PeerLinks
 from ringraft.state.model import Done

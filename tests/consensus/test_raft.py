@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ringraft.consensus.base import Indeterminate, Leadership, NotLeader, Role, Unavailable
-from ringraft.consensus.raft import RaftConfig
+from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.codec import Append, Appended, Message, RequestVote, Vote
 from ringraft.state.commands import Begin
 from ringraft.state.model import Done, Rejected

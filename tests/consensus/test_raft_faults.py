@@ -6,7 +6,7 @@ import random
 import pytest
 
 from ringraft.consensus.base import Indeterminate, NotLeader, Role, Unavailable
-from ringraft.consensus.raft import RaftConfig
+from ringraft.consensus.raft_config import RaftConfig
 from ringraft.state.model import Done
 from tests.consensus.raft_kit import Cluster, cluster, note, run
 

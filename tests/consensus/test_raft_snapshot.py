@@ -1,6 +1,6 @@
 """Snapshots: made beside traffic, the log behind them dropped, sent to whom the log no longer reaches."""
 
-from ringraft.consensus.raft import RaftConfig
+from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.codec import Chunk, Message
 from tests.consensus.raft_kit import Cluster, cluster, run
 

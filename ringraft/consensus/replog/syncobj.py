@@ -22,32 +22,18 @@ at the clock of whichever node is being driven. All of it runs in one thread.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
-from pysyncobj import serializer as _library_serializer
-from pysyncobj import syncobj as _library
+from pysyncobj import syncobj as library
 from pysyncobj.config import SyncObjConf
 from pysyncobj.node import Node
-from pysyncobj.transport import Transport
 
 from ringraft.clock import Clock
 from ringraft.consensus.base import Role
-from ringraft.consensus.replog.codec import (
-    Append,
-    Appended,
-    Message,
-    PlainValues,
-    RequestVote,
-    TimeoutNow,
-    Vote,
-    encode,
-)
+from ringraft.consensus.replog.codec import Append, Appended, Message, RequestVote, TimeoutNow, Vote, encode
 from ringraft.consensus.replog.filter import (
     LogRecord,
     Mismatch,
@@ -58,12 +44,10 @@ from ringraft.consensus.replog.filter import (
     place,
     quorum_size,
 )
+from ringraft.consensus.replog.library import Ambient, LogHost, LogStore, NoPoller, Outbox, Timing
 from ringraft.consensus.replog.snapshot import Base
 
 logger = logging.getLogger(__name__)
-
-STUDIED_SOURCE = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
-"""SHA-256 of the ``pysyncobj/syncobj.py`` (0.3.17) whose private methods are replaced here."""
 
 ENTRY = b"\x00"
 """First byte of a command that is an Entry of ours; the library's own commands begin otherwise."""
@@ -80,89 +64,7 @@ ENTRY_OVERHEAD_BYTES = 16
 """At most what an entry's term and lengths add to it in a message."""
 
 
-class LogStore(Protocol):
-    """The journal: consecutive entries, and the term with its vote."""
-
-    @property
-    def log_bytes(self) -> int: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, item: Any) -> Any: ...
-    def add(self, command: bytes, idx: int, term: int) -> None: ...
-    def deleteEntriesFrom(self, entryFrom: int) -> None: ...
-    def install(self, base: Base) -> bool: ...
-    def compact_to(self, index: int) -> None: ...
-    def setRaftCommitIndex(self, raftCommitIndex: int) -> None: ...
-    def getRaftCommitIndex(self) -> int: ...
-    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None: ...
-    def getCurrentTerm(self) -> int: ...
-    def getVotedForNodeId(self) -> str | None: ...
-    def onOneSecondTimer(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class LogHost(Protocol):
-    """What the log needs from whoever drives it."""
-
-    def send(self, peer_id: str, frame: bytes) -> None:
-        """Hand an encoded message to the link, if there is one."""
-        ...
-
-    def apply(self, index: int, term: int, command: bytes) -> None:
-        """Apply a committed command; called once per index, in order."""
-        ...
-
-    def send_snapshot(self, peer_id: str) -> bool:
-        """Begin to send a snapshot; False if there is none to send."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds. The election time-out is drawn anew from its range each time."""
-
-    heartbeat_s: float
-    election_min_s: float
-    election_max_s: float
-
-
-class _Ambient:
-    """The clock that the library reads: that of the node being driven."""
-
-    monotonic_s: Callable[[], float] = staticmethod(lambda: 0.0)
-
-
-_library.monotonicTime = lambda: _Ambient.monotonic_s()
-_library.pickle = PlainValues
-_library_serializer.pickle = PlainValues
-_library.createJournal = lambda journal: journal
-
-
-class _Outbox(Transport):  # type: ignore[misc]
-    """What the library sends, as messages of ours. It has no address, no socket, no utility commands."""
-
-    def __init__(self, send: Callable[[str, Message], None]) -> None:
-        super().__init__(None, None, ())
-        self._send = send
-
-    def send(self, node: Node, message: Mapping[str, Any]) -> None:
-        match message["type"]:
-            case "request_vote":
-                request = RequestVote(message["term"], message["last_log_index"], message["last_log_term"])
-                self._send(node.id, request)
-            case "response_vote":
-                self._send(node.id, Vote(message["term"]))
-            case other:
-                raise AssertionError(f"the library's {other} message is not used")
-
-
-class _NoPoller:
-    """The library polls sockets at the end of a tick; there are none."""
-
-    def poll(self, _timeout: float) -> None:
-        return None
-
-
-class RaftLog(_library.SyncObj):  # type: ignore[misc]
+class RaftLog(library.SyncObj):  # type: ignore[misc]
     """One node's replicated log. Not safe to call from more than one thread."""
 
     def __init__(
@@ -203,16 +105,16 @@ class RaftLog(_library.SyncObj):  # type: ignore[misc]
             commandsWaitLeader=False,
             journalFile=journal,
         )
-        outbox = _Outbox(self.promise)
+        outbox = Outbox(self.promise)
         super().__init__(Node(node_id), list(self._nodes.values()), conf, nodeClass=Node, transport=outbox)
-        self._poller = _NoPoller()
+        self._poller = NoPoller()
         # A journal may have lost an unsynced tail that its commit index still counts.
         self._SyncObj__raftCommitIndex: int = min(journal.getRaftCommitIndex(), self.last_index())
         if not self._nodes:
             self._SyncObj__raftElectionDeadline = 0.0
 
     def _enter(self) -> None:
-        _Ambient.monotonic_s = self._clock.monotonic_s
+        Ambient.monotonic_s = self._clock.monotonic_s
 
     # What is so at this instant
 
@@ -220,7 +122,7 @@ class RaftLog(_library.SyncObj):  # type: ignore[misc]
         return (Role.FOLLOWER, Role.CANDIDATE, Role.LEADER)[self._SyncObj__raftState]
 
     def is_leader(self) -> bool:
-        return bool(self._SyncObj__raftState == _library._RAFT_STATE.LEADER)
+        return bool(self._SyncObj__raftState == library._RAFT_STATE.LEADER)
 
     def term(self) -> int:
         term: int = self._SyncObj__raftCurrentTerm
@@ -370,7 +272,7 @@ class RaftLog(_library.SyncObj):  # type: ignore[misc]
         """Follow nobody in ``term``, which is newer than the present one."""
         assert term > self.term(), f"term {term} is not newer than {self.term()}"
         self._SyncObj__setCurrentTerm(term, None)
-        self._SyncObj__setState(_library._RAFT_STATE.FOLLOWER)
+        self._SyncObj__setState(library._RAFT_STATE.FOLLOWER)
         self._SyncObj__raftLeader = None
 
     def stand_at(self, base: Base) -> None:
@@ -592,8 +494,3 @@ class RaftLog(_library.SyncObj):  # type: ignore[misc]
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> None:
         raise AssertionError("entries are applied by _SyncObj__applyLogEntries")
-
-
-def installed_source() -> str:
-    """SHA-256 of the installed library's source, to be compared with ``STUDIED_SOURCE``."""
-    return hashlib.sha256(Path(_library.__file__).read_bytes()).hexdigest()

@@ -1,0 +1,113 @@
+"""PySyncObj with its seams filled: what it takes from its module is given by us.
+
+The library reads its clock, its codec and its journal's maker from module attributes, sends through
+a transport and polls sockets. Here they are the clock of the node being driven, msgpack, the
+journal that is handed in, an outbox of typed messages, and nothing to poll. Importing this module
+fills the seams for the whole process: no instance of the library in it can pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pysyncobj import serializer as _library_serializer
+from pysyncobj import syncobj as library
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+
+from ringraft.consensus.replog.codec import Message, PlainValues, RequestVote, Vote
+from ringraft.consensus.replog.snapshot import Base
+
+STUDIED_SOURCE = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
+"""SHA-256 of the ``pysyncobj/syncobj.py`` (0.3.17) whose private methods are replaced in ``syncobj.py``."""
+
+
+class LogStore(Protocol):
+    """The journal: consecutive entries, and the term with its vote."""
+
+    @property
+    def log_bytes(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, item: Any) -> Any: ...
+    def add(self, command: bytes, idx: int, term: int) -> None: ...
+    def deleteEntriesFrom(self, entryFrom: int) -> None: ...
+    def install(self, base: Base) -> bool: ...
+    def compact_to(self, index: int) -> None: ...
+    def setRaftCommitIndex(self, raftCommitIndex: int) -> None: ...
+    def getRaftCommitIndex(self) -> int: ...
+    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None: ...
+    def getCurrentTerm(self) -> int: ...
+    def getVotedForNodeId(self) -> str | None: ...
+    def onOneSecondTimer(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class LogHost(Protocol):
+    """What the log needs from whoever drives it."""
+
+    def send(self, peer_id: str, frame: bytes) -> None:
+        """Hand an encoded message to the link, if there is one."""
+        ...
+
+    def apply(self, index: int, term: int, command: bytes) -> None:
+        """Apply a committed command; called once per index, in order."""
+        ...
+
+    def send_snapshot(self, peer_id: str) -> bool:
+        """Begin to send a snapshot; False if there is none to send."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. The election time-out is drawn anew from its range each time."""
+
+    heartbeat_s: float
+    election_min_s: float
+    election_max_s: float
+
+
+class Ambient:
+    """The clock that the library reads: that of the node being driven."""
+
+    monotonic_s: Callable[[], float] = staticmethod(lambda: 0.0)
+
+
+library.monotonicTime = lambda: Ambient.monotonic_s()
+library.pickle = PlainValues
+_library_serializer.pickle = PlainValues
+library.createJournal = lambda journal: journal
+
+
+class Outbox(Transport):  # type: ignore[misc]
+    """What the library sends, as messages of ours. It has no address, no socket, no utility commands."""
+
+    def __init__(self, send: Callable[[str, Message], None]) -> None:
+        super().__init__(None, None, ())
+        self._send = send
+
+    def send(self, node: Node, message: Mapping[str, Any]) -> None:
+        match message["type"]:
+            case "request_vote":
+                request = RequestVote(message["term"], message["last_log_index"], message["last_log_term"])
+                self._send(node.id, request)
+            case "response_vote":
+                self._send(node.id, Vote(message["term"]))
+            case other:
+                raise AssertionError(f"the library's {other} message is not used")
+
+
+class NoPoller:
+    """The library polls sockets at the end of a tick; there are none."""
+
+    def poll(self, _timeout: float) -> None:
+        return None
+
+
+def installed_source() -> str:
+    """SHA-256 of the installed library's source, to be compared with ``STUDIED_SOURCE``."""
+    return hashlib.sha256(Path(library.__file__).read_bytes()).hexdigest()
