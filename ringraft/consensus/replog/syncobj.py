@@ -51,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 ENTRY = b"\x00"
 """First byte of a command that is an Entry of ours; the library's own commands begin otherwise."""
-NO_OP = b"\x01"
 
 COMMIT_NOTICE_MS = 5
 """A commit without a following entry is told after this long: an entry that follows at once carries it."""
