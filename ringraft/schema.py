@@ -437,9 +437,8 @@ class Object:
     def json_schema(self) -> dict[str, Any]:
         """The JSON Schema.
 
-        A ``refers`` member is declared so that generated documents leave it out, because a generator
-        cannot know what exists: under ``dependentSchemas`` ("when it is there it looks so") where
-        other members are taken anyway, else under ``x-also-accepts``, which validators do not read.
+        A ``refers`` member stands under ``x-also-accepts``, which validators and generators do not read:
+        a generated document cannot know what exists, and one that names it is not wrong by its form.
         """
 
         def one(f: Field) -> dict[str, Any]:
@@ -450,9 +449,7 @@ class Object:
             "properties": {name: one(f) for name, f in self.fields.items() if not f.refers},
         }
         refers = {name: one(f) for name, f in self.fields.items() if f.refers}
-        if refers and self.open:
-            out["dependentSchemas"] = {name: {"properties": {name: schema}} for name, schema in refers.items()}
-        elif refers:
+        if refers:
             out["x-also-accepts"] = refers
         required = [name for name, f in self.fields.items() if f.required]
         if required:

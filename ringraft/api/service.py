@@ -220,6 +220,7 @@ class Service:
         if call.key is None and passed.method == "POST":
             call.key = mint_key()
             call.headers["Idempotency-Key"] = call.key
+        self.node.metrics.forwarded()
         return await self.forwarder.to_node(call, leader, url, passed)
 
     def _too_late(self, is_unknown: bool, code: str) -> Problem:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ringraft.api.bodies import CAPABILITIES
 from ringraft.api.problems import KINDS
-from ringraft.schema import INTEGER_MAX, VALUE_REF
+from ringraft.schema import VALUE_REF
 from ringraft.state.model import WorkState
 
 Shape = dict[str, Any]
@@ -125,10 +125,11 @@ PEER = shape(
 )
 EVENT = shape({"seq": COUNT, "index": COUNT, "type": TEXT, "at": TIME, "data": MAP})
 VALUE: Shape = {
-    "description": "Any JSON value. A number beyond 2^53 - 1 is sent as a string.",
+    "description": "Any JSON value. An integer beyond 2^53 - 1 is refused, many readers lose digits: send a string.",
     "anyOf": [
         {"type": ["null", "boolean", "string"]},
-        {"type": "number", "minimum": -INTEGER_MAX, "maximum": INTEGER_MAX},
+        {"type": "integer", "format": "int32"},
+        {"type": "number", "format": "double"},
         {"type": "array", "items": {"$ref": VALUE_REF}},
         {"type": "object", "additionalProperties": {"$ref": VALUE_REF}},
     ],

@@ -184,7 +184,7 @@ class Submission:
         find = body.get
         config = find("config") or {}
         if fold and not body.keys() <= self._item_fields:
-            config = self._folded(body, config, faults)
+            config = self._folded(body, config)
         timeout_s = find("timeout_s")
         not_before = find("not_before")
         needs = find("requirements")
@@ -211,15 +211,9 @@ class Submission:
             strict=find("strict") or False,
         )
 
-    def _folded(self, body: Body, config: Body, faults: list[Fault]) -> Body:
-        folded = dict(config)
-        for name, value in body.items():
-            if name in self._item_fields:
-                continue
-            if name in config and config[name] != value:
-                faults.append(Fault(f"/{name}", f"stands both here and in config with another value: {name}"))
-            folded[name] = value
-        return folded
+    def _folded(self, body: Body, config: Body) -> Body:
+        # What is said inside config was meant for it, so it wins; ``_clashes`` warns.
+        return {name: value for name, value in body.items() if name not in self._item_fields} | config
 
     def _payload(self, value: Any, pointer: str, faults: list[Fault]) -> bytes | None:
         if value is None:
@@ -327,7 +321,7 @@ def _as_is(value: dict[str, Any], items: Items, body: Body) -> dict[str, Any]:
 def _added(value: dict[str, Any], items: Items, body: Body) -> dict[str, Any]:
     if value["status"] != "added":
         return value
-    warnings = [*value.get("warnings", ()), *_misspelt(body)]
+    warnings = [*value.get("warnings", ()), *_misspelt(body), *_clashes(body)]
     return {**value, "warnings": warnings}
 
 
@@ -337,6 +331,15 @@ def _misspelt(body: Body) -> list[str]:
         return []
     names = ((name, nearest(name, known, likeness=MISSPELT)) for name in body if name not in known)
     return [f"{name!r} went into config; was {near!r} meant?" for name, near in names if near is not None]
+
+
+def _clashes(body: Body) -> list[str]:
+    config = body.get("config") or {}
+    return [
+        f"{name!r} stands both at the top and in config; the one in config counts"
+        for name in body
+        if name in config and name not in _SUBMITTABLE and config[name] != body[name]
+    ]
 
 
 def _claimed(value: dict[str, Any], items: Items, body: Body) -> dict[str, Any]:

@@ -64,6 +64,12 @@ async def test_a_slip_of_the_pen_is_warned_of(asker: Asker) -> None:
     assert any("priority" in warning for warning in added["warnings"])
 
 
+async def test_config_wins_over_the_top_level_and_says_so(asker: Asker) -> None:
+    _, added, _ = await asker.post("/work/add", {**SELFPLAY, "games": 1, "config": {"games": 2}})
+    assert any("'games'" in warning for warning in added["warnings"])
+    assert (await asker.get(f"/work/item/{added['work_id']}"))[1]["config"] == {"games": 2}
+
+
 async def test_a_whole_number_may_be_written_as_a_float(asker: Asker) -> None:
     lease = await held(asker, priority=50)
     text = json.dumps({**lease, "token": float(lease["token"])})
