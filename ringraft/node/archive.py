@@ -8,12 +8,14 @@ A crash loses at most what was not yet written, and the state still holds that f
 from __future__ import annotations
 
 import asyncio
-import json
+import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+
+from ringraft.node.sealed import Sealed
 
 T = TypeVar("T")
 
@@ -26,21 +28,20 @@ CREATE TABLE IF NOT EXISTS item (
     work_type TEXT NOT NULL,
     grp TEXT,
     node_id TEXT,
-    finished_at TEXT NOT NULL,
-    body TEXT NOT NULL
+    finished_wall_ms INTEGER NOT NULL,
+    body BLOB NOT NULL
 );
-CREATE INDEX IF NOT EXISTS item_by_end ON item (finished_at, key);
-CREATE INDEX IF NOT EXISTS item_by_group ON item (grp, finished_at, key) WHERE grp IS NOT NULL;
+CREATE INDEX IF NOT EXISTS item_by_end ON item (finished_wall_ms, key);
+CREATE INDEX IF NOT EXISTS item_by_group ON item (grp, finished_wall_ms, key) WHERE grp IS NOT NULL;
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
-
-# One for all: ``json.dumps`` makes a new encoder for each call that has options.
-ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 READS_MAX = 64
 """Reads that may wait for the archive's thread at once; beyond it they are refused."""
 
 HISTORY_LIMIT_MAX = 1000
+
+CURSOR_TIME = re.compile(r"-?[0-9]{1,18}")
 
 BUSY_TIMEOUT_S = 5.0
 """How long a write waits for another process (a person with sqlite3 open) to let go."""
@@ -70,8 +71,10 @@ class BadCursor(Exception):
 class Archive:
     """Final items by id and by time of their end. Unbounded on purpose: it is the record of the work."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, unseal: Callable[[bytes], dict[str, Any]]) -> None:
+        """``unseal`` renders the body of a row."""
         self._path = path
+        self._unseal = unseal
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ringraft-archive")
         self._connection: sqlite3.Connection | None = None
         self._reads = 0
@@ -91,19 +94,19 @@ class Archive:
         await self._on_thread(self._close)
         self._thread.shutdown(wait=True)
 
-    async def store(self, items: Sequence[Mapping[str, Any]], reopened: Sequence[str], through: int) -> None:
+    async def store(self, items: Sequence[Sealed], reopened: Sequence[str], through: int) -> None:
         """Put final items in, take reopened ones out, durably move ``archived_index`` to ``through``.
 
         Raises sqlite3.Error; nothing of the batch is stored then.
         """
-        rows = [_row(item) for item in items]
         keys = [(work_id.lower(),) for work_id in reopened]
-        await self._on_thread(lambda: self._store(rows, keys, through))
+        await self._on_thread(lambda: self._store(items, keys, through))
         self.archived_index = through
 
     async def item(self, work_id: str) -> dict[str, Any] | None:
         """The item as it was when it became final. Raises ArchiveBusy."""
-        return await self._read(lambda connection: _item(connection, work_id.lower()))
+        body = await self._read(lambda connection: _body(connection, work_id.lower()))
+        return None if body is None else self._unseal(body)
 
     async def history(
         self,
@@ -123,7 +126,8 @@ class Archive:
         filters = {column: value for column, value in wanted.items() if value is not None}
         after = _parse_cursor(cursor) if cursor is not None else None
         count = max(1, min(limit, HISTORY_LIMIT_MAX))
-        return await self._read(lambda connection: _history(connection, filters, after, count))
+        bodies, following = await self._read(lambda connection: _history(connection, filters, after, count))
+        return [self._unseal(body) for body in bodies], following
 
     async def count(self) -> int:
         """How many items are here. Raises ArchiveBusy."""
@@ -173,7 +177,7 @@ class Archive:
             self._connection.close()
             self._connection = None
 
-    def _store(self, rows: list[tuple[Any, ...]], keys: list[tuple[str]], through: int) -> None:
+    def _store(self, rows: Sequence[Sealed], keys: list[tuple[str]], through: int) -> None:
         connection = self._opened()
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -187,40 +191,27 @@ class Archive:
             raise
 
 
-def _row(item: Mapping[str, Any]) -> tuple[Any, ...]:
-    history = item.get("history") or ()
-    return (
-        item["work_id"].lower(),
-        item["state"],
-        item["work_type"],
-        item.get("group"),
-        history[-1]["node_id"] if history else None,
-        item["finished_at"] or "",
-        ENCODER.encode(item),
-    )
-
-
-def _item(connection: sqlite3.Connection, key: str) -> dict[str, Any] | None:
+def _body(connection: sqlite3.Connection, key: str) -> bytes | None:
     found = connection.execute("SELECT body FROM item WHERE key = ?", (key,)).fetchone()
-    return None if found is None else _body(found[0])
+    return None if found is None else bytes(found[0])
 
 
 def _history(
-    connection: sqlite3.Connection, filters: Mapping[str, str], after: tuple[str, str] | None, count: int
-) -> tuple[list[dict[str, Any]], str | None]:
+    connection: sqlite3.Connection, filters: Mapping[str, str], after: tuple[int, str] | None, count: int
+) -> tuple[list[bytes], str | None]:
     # Column names come from the fixed set in Archive.history, values only as parameters.
     conditions = [f"{column} = ?" for column in filters]
     values: list[Any] = list(filters.values())
     if after is not None:
-        conditions.append("(finished_at, key) < (?, ?)")
+        conditions.append("(finished_wall_ms, key) < (?, ?)")
         values += after
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     rows = connection.execute(
-        f"SELECT finished_at, key, body FROM item {where} ORDER BY finished_at DESC, key DESC LIMIT ?",
+        f"SELECT finished_wall_ms, key, body FROM item {where} ORDER BY finished_wall_ms DESC, key DESC LIMIT ?",
         (*values, count + 1),
     ).fetchall()
     more = f"{rows[count - 1][0]}~{rows[count - 1][1]}" if len(rows) > count else None
-    return [_body(body) for _, _, body in rows[:count]], more
+    return [bytes(body) for _, _, body in rows[:count]], more
 
 
 def _count(connection: sqlite3.Connection) -> int:
@@ -228,14 +219,8 @@ def _count(connection: sqlite3.Connection) -> int:
     return int(count)
 
 
-def _body(text: str) -> dict[str, Any]:
-    body = json.loads(text)
-    assert isinstance(body, dict)
-    return body
-
-
-def _parse_cursor(cursor: str) -> tuple[str, str]:
-    finished_at, separator, key = cursor.partition("~")
-    if not separator or not key:
+def _parse_cursor(cursor: str) -> tuple[int, str]:
+    finished, separator, key = cursor.partition("~")
+    if not separator or not key or not CURSOR_TIME.fullmatch(finished):
         raise BadCursor(f"cursor {cursor!r} is not one that this list gave; begin again without a cursor")
-    return finished_at, key
+    return int(finished), key

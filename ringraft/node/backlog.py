@@ -1,6 +1,6 @@
 """Final items that the archive still lacks.
 
-Apply notes records here and never waits. A background task renders a few at a time and hands them to
+Apply notes records here and never waits. A background task seals a few at a time and hands them to
 the archive's thread, so that a burst of completions costs the log nothing but a longer backlog.
 Records never change, so a note still has the item when the state has retired it.
 """
@@ -11,9 +11,10 @@ import asyncio
 import logging
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from ringraft.node.sealed import Sealed
 from ringraft.state.model import FINAL
 
 log = logging.getLogger(__name__)
@@ -21,11 +22,11 @@ log = logging.getLogger(__name__)
 PENDING_MAX = 500_000
 """Ids kept; beyond it they are dropped and found again by a scan of the state's final items."""
 
-BATCH_ITEMS = 100
-"""Items rendered in one go: about 3 ms of the loop at 30 µs an item."""
+BATCH_ITEMS = 500
+"""Items sealed in one go: about 4 ms of the loop at 8 µs an item."""
 
-PAUSE_S = 0.02
-"""Between two batches, so that archiving takes a bounded share of the loop (5,000 items/s)."""
+PAUSE_S = 0.05
+"""Between two batches, so that archiving takes a bounded share of the loop (10,000 items/s)."""
 
 RETRY_S = 5.0
 """After a failed write (a full disk): the items stay in the backlog."""
@@ -37,9 +38,7 @@ class Items(Protocol):
     @property
     def index(self) -> int: ...
 
-    def items(
-        self, *, state: str | None = None, cursor: str | None, limit: int
-    ) -> tuple[list[dict[str, Any]], str | None]: ...
+    def records(self, *, state: str, cursor: str | None, limit: int) -> tuple[Sequence[Any], str | None]: ...
 
 
 class Record(Protocol):
@@ -54,7 +53,7 @@ class Shelf(Protocol):
 
     archived_index: int
 
-    async def store(self, items: Sequence[Mapping[str, Any]], reopened: Sequence[str], through: int) -> None: ...
+    async def store(self, items: Sequence[Sealed], reopened: Sequence[str], through: int) -> None: ...
 
 
 class Backlog:
@@ -66,14 +65,14 @@ class Backlog:
         *,
         state: Callable[[], Items],
         find: Callable[[str], Record | None],
-        render: Callable[[Any], dict[str, Any]],
+        seal: Callable[[Any], Sealed],
         pending_max: int = PENDING_MAX,
     ) -> None:
-        """``find`` gives the record of an item as it is now, ``render`` turns one into the API's form."""
+        """``find`` gives the record of an item as it is now, ``seal`` turns one into a row."""
         self._shelf = shelf
         self._state = state
         self._find = find
-        self._render = render
+        self._seal = seal
         self._pending_max = pending_max
         self._pending: deque[tuple[int, str, Record | None]] = deque()
         self._scan: _Scan | None = None
@@ -142,15 +141,13 @@ class Backlog:
         state = self._state()
         batch = [self._pending[position] for position in range(min(BATCH_ITEMS, len(self._pending)))]
         newest = {work_id: record for _, work_id, record in batch}
-        final = {
-            each: self._render(record) for each, record in newest.items() if record is not None and record.is_final
-        }
+        final = [self._seal(record) for record in newest.values() if record is not None and record.is_final]
         reopened = [work_id for work_id, record in newest.items() if record is not None and not record.is_final]
         scan = self._scan
         page, scan_next = scan.page(state) if scan is not None else ([], scan)
-        final.update((item["work_id"], item) for item in page)
+        final += [self._seal(record) for record in page]
         through = self._through(len(batch), state.index) if scan_next is None else self._shelf.archived_index
-        await self._shelf.store(list(final.values()), reopened, through)
+        await self._shelf.store(final, reopened, through)
         # A rescan may have begun meanwhile: then the notes were cleared and the scan is another.
         if self._scan is scan:
             self._scan = scan_next
@@ -172,10 +169,10 @@ class _Scan:
         self._states = states
         self._cursor = cursor
 
-    def page(self, state: Items) -> tuple[list[dict[str, Any]], _Scan | None]:
+    def page(self, state: Items) -> tuple[Sequence[Any], _Scan | None]:
         """The next items, and the rest of the walk (None at its end)."""
-        items, cursor = state.items(state=self._states[0], cursor=self._cursor, limit=BATCH_ITEMS)
+        records, cursor = state.records(state=self._states[0], cursor=self._cursor, limit=BATCH_ITEMS)
         if cursor is not None:
-            return items, _Scan(self._states, cursor)
+            return records, _Scan(self._states, cursor)
         rest = self._states[1:]
-        return items, _Scan(rest) if rest else None
+        return records, _Scan(rest) if rest else None

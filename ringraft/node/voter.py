@@ -23,8 +23,8 @@ from ringraft.node.events import EventRing
 from ringraft.node.identity import StartRefused
 from ringraft.node.loops import Loops
 from ringraft.node.replica import Replica
+from ringraft.node.sealed import seal, unseal
 from ringraft.settings.tree import Settings
-from ringraft.state import view
 from ringraft.state.machine import StateMachine
 from ringraft.state.model import Limits
 
@@ -60,12 +60,12 @@ class Voter:
         self._loops = loops
         self._clock = clock
         self._limits = settings.limits()
-        self.archive = Archive(data_dir / ARCHIVE_FILE)
+        self.archive = Archive(data_dir / ARCHIVE_FILE, unseal=unseal)
         self.backlog = Backlog(
             self.archive,
             state=lambda: self.replica.machine,
             find=lambda work_id: self.replica.machine.tables.item(work_id),
-            render=view.item,
+            seal=seal,
         )
         self.replica = Replica(
             machine=StateMachine(),

@@ -71,6 +71,20 @@ def _encoded_records(items: list[Item], others: list[Record]) -> Iterator[bytes]
         yield pack_record(record)
 
 
+def pack_one(item: Item) -> bytes:
+    """One item by itself, for whoever keeps it beyond the state."""
+    return pack_value(VERSION) + pack_spec(item.spec) + pack_item(item)
+
+
+def unpack_one(data: bytes) -> Item:
+    """What ``pack_one`` wrote. CodecError for anything else."""
+    values = list(_values([data]))
+    if len(values) != 3 or values[0] != VERSION:
+        raise CodecError(f"this is not one item of version {VERSION}")
+    where = "the kept item"
+    return item_from_list(values[2], spec_from_list(values[1], where), where)
+
+
 def load(tables: Tables, chunks: Iterable[bytes]) -> str:
     """Fill fresh ``tables`` with an image's records, without indexes; returns the digest it was taken with.
 

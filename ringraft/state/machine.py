@@ -31,7 +31,7 @@ from ringraft.state.model import (
     Outcome,
     Rejected,
 )
-from ringraft.state.records import AgendaRecord, ClassRecord, KeyRecord, NodeRecord
+from ringraft.state.records import AgendaRecord, ClassRecord, Item, KeyRecord, NodeRecord
 from ringraft.state.tables import At, Decision, News, Tables
 
 log = logging.getLogger(__name__)
@@ -405,8 +405,12 @@ class StateMachine:
         Looks at a bounded number of items per call, so a page may be short and still have a next one.
         Raises ValueError for a cursor that no page has given.
         """
-        wanted = view.Filter(state, work_type, group, node_id)
-        return view.page(self._tables, wanted, cursor, limit)
+        found, following = view.page(self._tables, view.Filter(state, work_type, group, node_id), cursor, limit)
+        return [view.item(one) for one in found], following
+
+    def records(self, *, state: str, cursor: str | None, limit: int) -> tuple[list[Item], str | None]:
+        """As ``items`` for one state, the records themselves: they never change, whatever comes after."""
+        return view.page(self._tables, view.Filter(state, None, None, None), cursor, limit)
 
     def items_for_node(self, node_id: str) -> list[dict[str, Any]]:
         """What a node holds now, oldest first."""

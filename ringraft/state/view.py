@@ -114,21 +114,21 @@ class Filter(NamedTuple):
         return one.is_leased and one.grant is not None and one.grant.node_id.lower() == self.node_id.lower()
 
 
-def page(tables: Tables, wanted: Filter, cursor: str | None, limit: int) -> tuple[list[dict[str, Any]], str | None]:
+def page(tables: Tables, wanted: Filter, cursor: str | None, limit: int) -> tuple[list[Item], str | None]:
     """Up to ``limit`` items, oldest first, and where to go on. ValueError for a cursor that is none."""
     after = -1
     if cursor is not None:
         if not cursor.isascii() or not cursor.isdigit():
             raise ValueError(f"{cursor!r} is no cursor: take next_cursor of the page before")
         after = int(cursor)
-    found: list[dict[str, Any]] = []
+    found: list[Item] = []
     for looks, (seq, name) in enumerate(_candidates(tables, wanted, after)):
         if len(found) >= limit or looks >= PAGE_LOOKS_MAX:
             return found, str(after)
         after = seq
         one = tables.items[name]
         if wanted.takes(one):
-            found.append(item(one))
+            found.append(one)
     return found, None
 
 

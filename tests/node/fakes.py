@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
+from ringraft.api.rfc3339 import wall_ms
 from ringraft.clock import TurnableClock
 from ringraft.consensus.base import Leadership, NotLeader, ProposalError, Replicated, Role, Status
+from ringraft.node.sealed import Sealed
 from ringraft.state.commands import Add, Claim, Complete, Configure, NodeStatus, RegisterNode, Tick
 from ringraft.state.model import (
     EVENTS_PER_ENTRY,
@@ -36,6 +39,27 @@ def complete(work_id: str) -> Command:
     return Command(Complete(work_id, 1))
 
 
+class FakeItem:
+    """A record: an item as it was at one instant."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self.fields = fields
+        self.is_final = fields["state"] in ("COMPLETED", "FAILED", "CANCELLED")
+
+
+def sealed(fields: dict[str, Any]) -> Sealed:
+    """The row of an item in the API's shape."""
+    return Sealed(
+        fields["work_id"].lower(),
+        fields["state"],
+        fields["work_type"],
+        fields["group"],
+        fields["history"][-1]["node_id"],
+        wall_ms(fields["finished_at"]),
+        json.dumps(fields).encode(),
+    )
+
+
 class FakeMachine:
     """Items are pending, claimed or completed; ``not_before_wall_ms`` delays one."""
 
@@ -50,7 +74,7 @@ class FakeMachine:
         self.delayed: dict[str, int] = {}
         self.due_log_ms: int | None = None
         self.ticks = 0
-        self.records: dict[str, NodeRecord] = {}
+        self.node_records: dict[str, NodeRecord] = {}
         self.looks = 0
 
     def apply(self, index: int, entry: Entry) -> Applied:
@@ -98,9 +122,9 @@ class FakeMachine:
             case Tick():
                 self.ticks += 1
             case NodeStatus(node_id=node_id, incarnation=incarnation, up=up):
-                self.records[node_id] = NodeRecord(node_id, incarnation, is_up=up)
+                self.node_records[node_id] = NodeRecord(node_id, incarnation, is_up=up)
             case RegisterNode(node_id=node_id, incarnation=incarnation):
-                self.records[node_id] = NodeRecord(node_id, incarnation)
+                self.node_records[node_id] = NodeRecord(node_id, incarnation)
         return Done({})
 
     def could_claim(self, op: Claim) -> bool:
@@ -111,7 +135,7 @@ class FakeMachine:
         return self.due_log_ms, min(self.delayed.values(), default=None)
 
     def nodes(self) -> dict[str, NodeRecord]:
-        return self.records
+        return self.node_records
 
     def item(self, work_id: str) -> dict[str, Any] | None:
         for held, state in self.states.items():
@@ -121,17 +145,19 @@ class FakeMachine:
                     "state": state,
                     "work_type": "selfplay",
                     "group": None,
-                    "finished_at": f"2026-01-01T00:00:00.{self.index % 1000:03d}Z" if state == "COMPLETED" else None,
+                    "finished_at": None if state == "PENDING" else f"2026-01-01T00:00:00.{self.index % 1000:03d}Z",
                     "history": [{"node_id": "w1"}],
                 }
         return None
 
-    def items(
-        self, *, state: str | None = None, cursor: str | None, limit: int
-    ) -> tuple[list[dict[str, Any]], str | None]:
+    def records(self, *, state: str, cursor: str | None, limit: int) -> tuple[list[FakeItem], str | None]:
         names = sorted(w for w, s in self.states.items() if s == state and (cursor is None or w > cursor))
-        page = [self.item(name) for name in names[:limit]]
+        page = [self.record(name) for name in names[:limit]]
         return [item for item in page if item is not None], names[limit - 1] if len(names) > limit else None
+
+    def record(self, work_id: str) -> FakeItem | None:
+        fields = self.item(work_id)
+        return None if fields is None else FakeItem(fields)
 
     def snapshot(self) -> Iterator[bytes]:
         yield str(self.index).encode()

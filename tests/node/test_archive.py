@@ -1,29 +1,38 @@
 """The archive and its backlog."""
 
+import json
 import sqlite3
 
+import msgpack
 import pytest
 
 from ringraft.node.archive import Archive, ArchiveDamaged, BadCursor
 from ringraft.node.backlog import Backlog
-from tests.node.fakes import FakeMachine
+from ringraft.node.sealed import seal, unseal
+from ringraft.state.codec import CodecError
+from ringraft.state.commands import Add, Claim, Complete
+from ringraft.state.machine import StateMachine
+from ringraft.state.model import Command, Entry, Epoch, NewItem
+from tests.node.fakes import FakeMachine, sealed
 
 
 def item(work_id, second=0, **fields):
-    return {
-        "work_id": work_id,
-        "work_type": "selfplay",
-        "state": "COMPLETED",
-        "group": None,
-        "finished_at": f"2026-01-01T00:00:{second:02d}.000Z",
-        "history": [{"node_id": "w1"}],
-        **fields,
-    }
+    return sealed(
+        {
+            "work_id": work_id,
+            "work_type": "selfplay",
+            "state": "COMPLETED",
+            "group": None,
+            "finished_at": f"2026-01-01T00:00:{second:02d}.000Z",
+            "history": [{"node_id": "w1"}],
+            **fields,
+        }
+    )
 
 
 @pytest.fixture
 async def archive(tmp_path):
-    archive = Archive(tmp_path / "state.db")
+    archive = Archive(tmp_path / "state.db", unseal=json.loads)
     await archive.open()
     yield archive
     await archive.close()
@@ -37,11 +46,11 @@ async def test_an_archived_item_is_found_whatever_the_case_of_its_id(archive):
 
 
 async def test_the_archive_survives_its_process(tmp_path):
-    first = Archive(tmp_path / "state.db")
+    first = Archive(tmp_path / "state.db", unseal=json.loads)
     await first.open()
     await first.store([item("a")], [], 7)
     await first.close()
-    second = Archive(tmp_path / "state.db")
+    second = Archive(tmp_path / "state.db", unseal=json.loads)
     await second.open()
     assert second.archived_index == 7
     assert await second.item("a") is not None
@@ -76,7 +85,7 @@ async def test_a_cursor_of_somebody_else_is_refused(archive):
 async def test_a_file_that_is_no_database_is_refused_by_name(tmp_path):
     (tmp_path / "state.db").write_bytes(b"something else entirely" * 100)
     with pytest.raises(ArchiveDamaged, match=r"state\.db"):
-        await Archive(tmp_path / "state.db").open()
+        await Archive(tmp_path / "state.db", unseal=json.loads).open()
 
 
 async def test_a_file_of_a_later_version_is_refused(tmp_path):
@@ -84,21 +93,11 @@ async def test_a_file_of_a_later_version_is_refused(tmp_path):
         connection.execute("PRAGMA user_version=99")
     connection.close()
     with pytest.raises(ArchiveDamaged, match="schema 99"):
-        await Archive(tmp_path / "state.db").open()
-
-
-class Record:
-    def __init__(self, fields):
-        self.fields = fields
-        self.is_final = fields["state"] != "PENDING"
+        await Archive(tmp_path / "state.db", unseal=json.loads).open()
 
 
 def backlog_of(shelf, machine, **options):
-    def find(work_id):
-        fields = machine.item(work_id)
-        return None if fields is None else Record(fields)
-
-    return Backlog(shelf, state=lambda: machine, find=find, render=lambda record: record.fields, **options)
+    return Backlog(shelf, state=lambda: machine, find=machine.record, seal=lambda one: sealed(one.fields), **options)
 
 
 def machine_of(index, **states):
@@ -186,7 +185,7 @@ async def test_a_failed_write_keeps_the_items():
     assert len(backlog) == 1
     disk.is_full = False
     await backlog.step()
-    assert [i["work_id"] for i in disk.stored] == ["a"]
+    assert [row.key for row in disk.stored] == ["a"]
 
 
 async def test_an_item_that_is_retired_before_it_is_archived_is_not_lost(archive):
@@ -196,3 +195,18 @@ async def test_an_item_that_is_retired_before_it_is_archived_is_not_lost(archive
     del machine.states["a"]
     assert await backlog.drain(5)
     assert await archive.item("a") is not None
+
+
+def test_a_sealed_item_is_read_as_it_was():
+    machine = StateMachine(strict=True)
+    new = NewItem("selfplay", msgpack.packb({"board_type": "hex8"}), work_id="Game-1", group="g")
+    machine.apply(1, Entry(1000, 2000, Epoch(0, 1), (Command(Add(new)),)))
+    machine.apply(2, Entry(1001, 2001, Epoch(0, 1), (Command(Claim("w1", None, 1, None, None)),)))
+    token = machine.item("game-1")["lease"]["token"]
+    result = msgpack.packb({"games": 7})
+    machine.apply(3, Entry(1002, 2002, Epoch(0, 1), (Command(Complete("game-1", token, result)),)))
+    row = seal(machine.tables.item("game-1"))
+    assert row[:6] == ("game-1", "COMPLETED", "selfplay", "g", "w1", 2002)
+    assert unseal(row.body) == machine.item("game-1")
+    with pytest.raises(CodecError):
+        unseal(row.body[:-1])

@@ -144,11 +144,11 @@ async def test_verdicts_enter_the_log_once():
     async with leader() as (replica, log, membership):
         membership.seen = {"w1": member("w1")}
         membership.changed.set()
-        await eventually(lambda: "w1" in replica.machine.records)
-        assert replica.machine.records["w1"].is_up
+        await eventually(lambda: "w1" in replica.machine.node_records)
+        assert replica.machine.node_records["w1"].is_up
         membership.seen = {"w1": member("w1", MemberState.DEAD)}
         membership.changed.set()
-        await eventually(lambda: not replica.machine.records["w1"].is_up)
+        await eventually(lambda: not replica.machine.node_records["w1"].is_up)
         assert [op for op in log.proposed if isinstance(op, NodeStatus)] == [
             NodeStatus("w1", 1, True),
             NodeStatus("w1", 1, False),
