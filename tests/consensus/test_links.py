@@ -15,6 +15,7 @@ from ringraft.clock import SystemClock
 from ringraft.consensus.base import NotLeader, Role, Unavailable
 from ringraft.consensus.raft import RaftConsensus
 from ringraft.consensus.raft_config import RaftConfig
+from ringraft.consensus.replog import transport
 from ringraft.consensus.replog.codec import Message, TimeoutNow, encode
 from ringraft.consensus.replog.transport import HandshakeError, PeerLinks
 from ringraft.state.model import Done
@@ -222,6 +223,21 @@ async def test_a_newer_connection_replaces_the_older() -> None:
     await older.close()
     await newer.close()
     await served.stop()
+
+
+async def test_a_link_that_fell_too_far_behind_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "WAITING_BYTES_MAX", 1000)
+    ports = free_ports(2)
+    one, two = await links("n1", ports).start(), await links("n2", ports).start()
+    await until(lambda: one.ear.up == {"n2"} and two.ear.up == {"n1"})
+    for number in range(1000):
+        one.links.send("n2", encode(TimeoutNow(number)))
+    assert not one.ear.up
+    await until(lambda: one.ear.up)
+    one.links.send("n2", encode(TimeoutNow(7)))
+    await until(lambda: two.ear.messages[-1:] == [("n1", TimeoutNow(7))])
+    await one.stop()
+    await two.stop()
 
 
 async def test_the_proof_depends_on_every_part() -> None:

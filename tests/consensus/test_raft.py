@@ -9,6 +9,7 @@ import pytest
 from ringraft.consensus.base import Indeterminate, Leadership, NotLeader, Role, Unavailable
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.codec import Append, Appended, Message, RequestVote, Vote
+from ringraft.consensus.replog.syncobj import APPEND_BYTES_MAX, APPEND_BYTES_ON_WAY_MAX
 from ringraft.state.commands import Begin
 from ringraft.state.model import Done, Rejected
 from tests.consensus.raft_kit import cluster, note, run
@@ -250,6 +251,33 @@ async def test_a_follower_that_was_away_catches_up_from_the_log() -> None:
         await c.converged()
         assert c.loop.time() - began_s < 0.1
         assert c.states[away].restored == 0
+
+
+@virtual
+async def test_a_follower_far_behind_is_sent_only_so_much_before_it_answers() -> None:
+    async with cluster(3) as c:
+        await c.write("a")
+        away = next(name for name in c.names if name != c.leader_now())
+        c.kill(away)
+        for _ in range(40):
+            await c.write("x" * 1024 * 1024)
+        on_way: dict[int, int] = {}
+        most = 0
+
+        def watch(source: str, target: str, message: Message) -> bool:
+            nonlocal most
+            if target == away and isinstance(message, Append):
+                on_way.update({message.prev_index + at: len(data) for at, (_, data) in enumerate(message.entries, 1)})
+                most = max(most, sum(on_way.values()))
+            elif source == away and isinstance(message, Appended) and message.matched:
+                for index in [index for index in on_way if index <= message.log_index]:
+                    del on_way[index]
+            return True
+
+        c.network.tamper = watch
+        await c.start(away)
+        await c.converged()
+        assert most < APPEND_BYTES_ON_WAY_MAX + 2 * APPEND_BYTES_MAX
 
 
 @virtual

@@ -14,6 +14,7 @@ needs entries that are gone, so it is sent a snapshot.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -126,15 +127,26 @@ class Progress:
     commit_sent: int = 0
     """The commit index last told."""
     last_contact_s: float | None = None
+    bytes_on_way: int = 0
+    """Of the messages with entries that no answer covers yet."""
+    _on_way: deque[tuple[int, int]] = field(default_factory=deque)
+    """(last index, bytes) of each of them, oldest first."""
+
+    def sent(self, last_index: int, size: int) -> None:
+        """A message of ``size`` bytes with entries up to ``last_index`` is on its way."""
+        self._on_way.append((last_index, size))
+        self.bytes_on_way += size
 
     def answered(self, answer: Appended, log: Log) -> None:
         """Take an answer of the present term. What does not fit what was asked moves nothing."""
         if answer.matched:
             if answer.log_index > self.match_index:
                 self.match_index = answer.log_index
+                while self._on_way and self._on_way[0][0] <= self.match_index:
+                    self.bytes_on_way -= self._on_way.popleft()[1]
             if self.mode is Mode.PROBE or (self.mode is Mode.SNAPSHOT and answer.log_index >= log[0][1]):
                 self.mode = Mode.STREAM
-                self.next_index = self.match_index + 1
+                self._go_on_from(self.match_index + 1)
             self.is_asked = False
             self.next_index = max(self.next_index, self.match_index + 1)
             return
@@ -145,16 +157,23 @@ class Progress:
         back = answer.log_index
         if back >= log[0][1]:
             back = retreat(log, min(back, answer.prev_index), answer.log_term)
-        self.mode = Mode.PROBE
-        self.is_asked = False
-        self.next_index = max(min(back, answer.prev_index - 1), self.match_index) + 1
+        self.probe_from(max(min(back, answer.prev_index - 1), self.match_index) + 1)
 
     def link_changed(self) -> None:
         """What was on the way may be lost: ask again from what is known."""
-        if self.mode is not Mode.PROBE:
-            self.next_index = self.match_index + 1 if self.match_index else self.next_index
+        is_known = self.mode is not Mode.PROBE and self.match_index > 0
+        self.probe_from(self.match_index + 1 if is_known else self.next_index)
+
+    def probe_from(self, next_index: int) -> None:
+        """Ask whether the logs agree before ``next_index``."""
         self.mode = Mode.PROBE
         self.is_asked = False
+        self._go_on_from(next_index)
+
+    def _go_on_from(self, next_index: int) -> None:
+        self.next_index = next_index
+        self.bytes_on_way = 0
+        self._on_way.clear()
 
 
 @dataclass(slots=True)

@@ -59,6 +59,8 @@ APPLY_SLICE_MS = 10
 APPLY_CHUNK = 32
 APPEND_BYTES_MAX = 1024 * 1024
 """Entries are sent in messages of about this size, and one entry at least."""
+APPEND_BYTES_ON_WAY_MAX = 8 * APPEND_BYTES_MAX
+"""A follower that is behind is sent about this much before it answers: more would overrun its link."""
 ENTRY_OVERHEAD_BYTES = 16
 """At most what an entry's term and lengths add to it in a message."""
 
@@ -358,15 +360,14 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
         was_probe = progress.mode is Mode.PROBE
         progress.answered(answer, self._journal)
         self._count(node, progress)
-        if was_probe or progress.mode is not Mode.STREAM:
+        if was_probe or progress.mode is not Mode.STREAM or progress.next_index <= self.last_index():
             self._send_to(node.id, heartbeat=False)
 
     def installed(self, peer_id: str, index: int) -> None:
         """A follower stands at the snapshot that ends at ``index``."""
         node, progress = self._nodes[peer_id], self.progress[peer_id]
         progress.match_index = max(progress.match_index, index)
-        progress.next_index = progress.match_index + 1
-        progress.mode, progress.is_asked = Mode.PROBE, False
+        progress.probe_from(progress.match_index + 1)
         self._count(node, progress)
         self._send_to(peer_id, heartbeat=False)
 
@@ -408,7 +409,7 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
                 self._send_entries(peer_id, progress, progress.next_index, limit=0)
             return
         sent = False
-        while progress.next_index <= self.last_index():
+        while progress.next_index <= self.last_index() and progress.bytes_on_way < APPEND_BYTES_ON_WAY_MAX:
             progress.next_index += self._send_entries(peer_id, progress, progress.next_index, limit=APPEND_BYTES_MAX)
             sent = True
         if not sent and (heartbeat or progress.commit_sent < min(self.commit_index(), progress.next_index - 1)):
@@ -437,6 +438,8 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
             frame = encode(Append(self.term(), next_index - 1, prev_term, commit_index, entries))
             self._frames[key] = frame
         progress.commit_sent = commit_index
+        if count:
+            progress.sent(next_index + count - 1, len(frame))
         self._host.send(peer_id, frame)
         return count
 

@@ -94,6 +94,8 @@ class Outgoing:
         self.is_up = False
         self.redial = asyncio.Event()
         """Set when the peer showed that it is there: dial now."""
+        self.sending: asyncio.Task[None] | None = None
+        """While it is connected; the link breaks when this ends."""
         self._frames: deque[bytes] = deque()
         self._bytes = 0
         self._more = asyncio.Event()
@@ -179,8 +181,10 @@ class PeerLinks:
         link = self._outgoing[peer_id]
         if link.is_up and not link.put(frame):
             logger.warning("link too far behind action=link_overflow node=%s peer=%s", self._node_id, peer_id)
-            link.clear()
             self._down(link)
+            if link.sending is not None:
+                # The peer may be well and only slow: it is dialled again, and what it lacks is found out anew.
+                link.sending.cancel()
 
     # Dialling
 
@@ -230,17 +234,19 @@ class PeerLinks:
             link.is_up = True
             logger.info("link up action=link_up node=%s peer=%s", self._node_id, link.peer_id)
             self._listener.on_link(link.peer_id, True)
-            await self._send_until_broken(link, socket)
+            if link.is_up:
+                await self._send_until_broken(link, socket)
         finally:
             self._down(link)
             await socket.close()
 
     async def _send_until_broken(self, link: Outgoing, socket: aiohttp.ClientWebSocketResponse) -> None:
-        sending = asyncio.create_task(link.send_all(socket))
+        link.sending = sending = asyncio.create_task(link.send_all(socket))
         closed = asyncio.create_task(_wait_closed(socket))
         try:
             await asyncio.wait((sending, closed), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            link.sending = None
             for task in (sending, closed):
                 task.cancel()
             for outcome in await asyncio.gather(sending, closed, return_exceptions=True):
