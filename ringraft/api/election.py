@@ -8,7 +8,7 @@ from ringraft.api import rfc3339, shapes
 from ringraft.api.auth import Role
 from ringraft.api.call import Call, Reply
 from ringraft.api.forward import NoAnswer, NotSent, Passed
-from ringraft.api.health import priority, voters
+from ringraft.api.health import voters
 from ringraft.api.problems import Problem
 from ringraft.api.route import Answer, Consistency, Route
 from ringraft.api.shapes import AT, COUNT, FLAG, NUMBER, TEXT, TEXT_OR_NULL, listed, shape
@@ -29,7 +29,7 @@ async def election_status(call: Call) -> Reply:
     """Who leads, who could, and how it came to that."""
     status = call.service.status()
     rows = voters(call)
-    candidates = sorted((row["node_id"] for row in rows), key=lambda one: (-(priority(call, one) or 0), one))
+    candidates = [row["node_id"] for row in sorted(rows, key=lambda row: (-(row["priority"] or 0), row["node_id"]))]
     body = {
         "mode": str(call.node.settings.consensus.mode),
         "leader_id": status.leader_id if status.has_quorum else None,

@@ -12,6 +12,8 @@ from ringraft.api.call import Call, Reply
 from ringraft.api.problems import RETRY_AFTER_S
 from ringraft.api.route import Answer, Consistency, Route
 from ringraft.api.shapes import COUNT, FLAG, NUMBER, PEER_EXAMPLE, TEXT, TEXT_OR_NULL, listed, ref, shape, word
+from ringraft.membership.base import Member
+from ringraft.settings.tree import NodeEntry
 
 DISK_PERCENT_MAX = 95.0
 """Above this a node counts as degraded: snapshots and the archive need room."""
@@ -167,6 +169,7 @@ def voters(call: Call) -> list[dict[str, Any]]:
     service = call.service
     status = service.status()
     known = {voter.node_id: voter for voter in status.voters}
+    members = call.node.membership.members()
     rows = []
     for node_id in sorted({*known, service.node_id}):
         voter, is_own = known.get(node_id), node_id == service.node_id
@@ -180,20 +183,18 @@ def voters(call: Call) -> list[dict[str, Any]]:
                 "applied_index": status.applied_index if is_own else index,
                 "behind": max(0, status.last_index - index),
                 "last_contact_s": 0.0 if is_own else voter.last_contact_s if voter is not None else None,
-                "priority": priority(call, node_id),
+                "priority": _priority(call, members.get(node_id), node_id),
                 "alive": is_own or (voter is not None and voter.connected),
             }
         )
     return rows
 
 
-def priority(call: Call, node_id: str) -> int | None:
-    """The configured priority of a voter; None when this node's configuration does not say."""
-    settings = call.node.settings
-    if node_id == call.service.node_id:
-        own: int = settings.node.priority
-        return own
-    entry = settings.cluster.nodes.get(node_id)
+def _priority(call: Call, member: Member | None, node_id: str) -> int | None:
+    """What the voter says of itself; before it was heard, what the configuration says of it, which may be nothing."""
+    if member is not None and member.priority is not None:
+        return member.priority
+    entry: NodeEntry | None = call.node.settings.cluster.nodes.get(node_id)
     return None if entry is None else entry.priority
 
 

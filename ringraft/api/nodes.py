@@ -34,6 +34,7 @@ _REPORT = {
     "resources": Field(Map(Anything(), RESOURCES_MAX), required=True),
     "gpus": Field(Array(Anything(), GPUS_MAX), required=True),
     "left": Field(Boolean(), "It says goodbye."),
+    "priority": Field(Nullable(Integer()), "Who is asked first to lead when a choice exists."),
 }
 HEARTBEAT = Object(
     {

@@ -33,6 +33,8 @@ class Member:
     gpus: tuple[Any, ...] = ()
     version: str = ""
     reachable_via: str = "direct"
+    priority: int | None = None
+    """``node.priority`` of that node; None when it did not say."""
 
     def view(self) -> dict[str, Any]:
         """The form that ``/peers`` shows."""

@@ -55,6 +55,8 @@ class Report:
     resources: Mapping[str, Any] = field(default_factory=dict)
     gpus: tuple[Any, ...] = ()
     left: bool = False
+    priority: int | None = None
+    """``node.priority``, so that every node orders the candidates alike."""
 
     def with_load(self, load: Mapping[str, Any]) -> Report:
         """The same report with the machine's load as of now; ``load`` holds ``gpus`` beside the figures."""
@@ -207,6 +209,7 @@ class MemberTable:
             gpus=report.gpus,
             version=report.version,
             reachable_via="relay" if known.relayed else "direct",
+            priority=report.priority,
         )
 
     def _never_heard(self, node_id: str, now_s: float) -> Member:

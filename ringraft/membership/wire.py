@@ -1,7 +1,7 @@
 """Heartbeats as JSON: what a node sends, and what it is answered.
 
 A heartbeat: ``{cluster_id, node_id, data_id, incarnation, roles, addresses, version, resources, gpus,
-left, view, heard: [{…a report…, age_s}]}``. The answer: ``{accepted, reason, known_incarnation,
+left, priority, view, heard: [{…a report…, age_s}]}``. The answer: ``{accepted, reason, known_incarnation,
 cluster_id, node_id, leader_id, leader_url, view, members}``; ``members`` is null when the sender's
 ``view`` is the newest already.
 """
@@ -66,6 +66,7 @@ def report_fields(report: Report) -> dict[str, Any]:
         "resources": dict(report.resources),
         "gpus": list(report.gpus),
         "left": report.left,
+        "priority": report.priority,
     }
 
 
@@ -125,6 +126,7 @@ def _report(body: Mapping[str, Any]) -> Report:
         resources=_flat(body, "resources"),
         gpus=tuple(_listed(body, "gpus", GPUS_MAX)),
         left=body.get("left") is True,
+        priority=None if body.get("priority") is None else _integer(body, "priority"),
     )
 
 

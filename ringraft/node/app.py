@@ -315,6 +315,7 @@ class Node:
             roles=tuple(role.value for role in self.settings.node.roles),
             addresses=(self._address,),
             version=__version__,
+            priority=self.settings.node.priority,
         )
         if self.voter is None:
             self.membership = GuestMembership(

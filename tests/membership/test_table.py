@@ -111,3 +111,9 @@ def test_the_order_of_the_timers_is_checked():
     with pytest.raises(ValueError, match=r"membership\.peer_timeout_s \(2\)"):
         Timers.derive(heartbeat_s=1, peer_timeout_s=2, startup_grace_s=10)
     assert Timers.derive(heartbeat_s=1, peer_timeout_s=5, startup_grace_s=0).grace_s == 5
+
+
+def test_a_voters_priority_is_what_it_says_itself(table):
+    assert table.members(0)["n2"].priority is None
+    table.hear(report("n2", priority=7), now_s=1)
+    assert table.members(1)["n2"].priority == 7
