@@ -144,23 +144,26 @@ def _coding(hint: Any) -> Coding:
         return Coding(list, lambda value, where: Epoch(*pair.decode(value, where)))
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return _enum(hint)
-    if is_dataclass(hint):
+    if is_dataclass(hint) or hasattr(hint, "_fields"):
         form = Form(hint)
         return Coding(form.to_map, form.from_map)
     raise TypeError(f"no coding for {hint}")
 
 
+def _fields(kind: Any) -> list[tuple[str, Any]]:
+    """(name, default or MISSING) of what a dataclass or named tuple is made of."""
+    if is_dataclass(kind):
+        return [(one.name, one.default) for one in fields(kind) if one.init]
+    return [(name, kind._field_defaults.get(name, MISSING)) for name in kind._fields]
+
+
 class Form:
-    """How one dataclass is written, as a map by field name or as a list in field order."""
+    """How one record is written, as a map by field name or as a list in field order."""
 
     def __init__(self, kind: Any) -> None:
         hints = get_type_hints(kind)
         self._kind = kind
-        self._fields = [
-            (one.name, one.default if one.default is not MISSING else MISSING, *_coding(hints[one.name]))
-            for one in fields(kind)
-            if one.init
-        ]
+        self._fields = [(name, default, *_coding(hints[name])) for name, default in _fields(kind)]
         self._decoders = {name: decode for name, _, _, decode in self._fields}
         self._required = frozenset(name for name, default, _, _ in self._fields if default is MISSING)
 
@@ -382,7 +385,7 @@ def _item_parts() -> list[tuple[str, Decode]]:
     hints = get_type_hints(Item)
     listed = {"grant": _optional(Coding(None, _GRANT.from_list)), "end": _optional(Coding(None, _END.from_list))}
     listed["history"] = _sequence(Coding(None, _HISTORY.from_list))
-    names = [one.name for one in fields(Item) if one.name != "spec"]
+    names = [name for name in Item._fields if name != "spec"]
     return [(name, (listed.get(name) or _coding(hints[name])).decode) for name in names]
 
 

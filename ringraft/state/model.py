@@ -41,8 +41,7 @@ class Epoch(NamedTuple):
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
+class HistoryEntry(NamedTuple):
     """How one grant ended. ``attempt`` counts from 1."""
 
     attempt: int
@@ -160,12 +159,11 @@ class Rejected:
 Outcome = Done | Rejected
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """Something that happened, derived from an applied entry: the same on every node."""
 
     seq: int
-    index: int
+    index: int  # type: ignore[assignment]
     type: str
     at_wall_ms: int
     data: dict[str, Any]

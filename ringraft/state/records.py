@@ -1,12 +1,14 @@
 """The records that make up the state: whatever is here is in the snapshot and in the digest.
 
 An item is two records. ``ItemSpec`` is what was asked for and never changes, ``Item`` is what
-became of it and is replaced whole at every step, so it stays small.
+became of it and is replaced whole at every step, so it stays small. What is made at every step is a
+named tuple, which takes a quarter of the time that a frozen dataclass takes to make.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ringraft.state.model import FINAL, LEASED, HistoryEntry, NewItem, WorkState
 
@@ -50,8 +52,7 @@ class ItemSpec:
         put(self, "dependencies", tuple(dict.fromkeys(name.lower() for name in new.depends_on)))
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """The newest grant of an item. It stays when the lease ends, because its token still counts."""
 
     node_id: str
@@ -68,8 +69,7 @@ class Grant:
     """The ``not_before`` that fail answered, for a repeat."""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """How an item became final."""
 
     wall_ms: int
@@ -83,8 +83,7 @@ class End:
     then: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """The part of an item that changes."""
 
     spec: ItemSpec

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ringraft.state import commands as ops
 from ringraft.state.decide.add import BROKEN, full
 from ringraft.state.decide.item import cancelled, news_of, place, unblocked_state
@@ -77,14 +75,14 @@ def retry(tables: Tables, op: ops.Retry, at: At) -> Decision | Rejected:
     news: list[News] = []
     for name, item in back.items():
         state = unblocked_state(item.spec, state_of)
-        fresh = replace(item, attempt=0, error=None, end=None, grant=_over(item.grant))
+        fresh = item._replace(attempt=0, error=None, end=None, grant=_over(item.grant))
         if state is WorkState.CANCELLED:
             broken = next(one for one in item.spec.dependencies if state_of(one) in BROKEN)
             items[name], event = cancelled(fresh, at, tables.limits, f"its dependency {broken} is {state_of(broken)}")
             news.append(event)
         else:
             # The state changes in place(), which compares with the present one.
-            items[name] = place(replace(fresh, state=WorkState.CANCELLED), state, at)
+            items[name] = place(fresh._replace(state=WorkState.CANCELLED), state, at)
             news.append(("WORK_RETRIED", news_of(item.spec)))
     count = len(items)
     return Decision(Done({"status": "retried", "count": count}), items, news, remembered=_remembered(tables, at, count))
@@ -92,7 +90,7 @@ def retry(tables: Tables, op: ops.Retry, at: At) -> Decision | Rejected:
 
 def _over(grant: Grant | None) -> Grant | None:
     """A late result is for an item that still waits through expiry, not for one that was taken back."""
-    return replace(grant, verdict="retried") if grant is not None and grant.verdict == "expired" else grant
+    return grant._replace(verdict="retried") if grant is not None and grant.verdict == "expired" else grant
 
 
 def _check_unique_keys(tables: Tables, back: dict[str, Item]) -> Rejected | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ringraft.state import commands as ops
@@ -154,7 +153,7 @@ def _renew_one(
     if ref.progress is not None and len(ref.progress) > tables.limits.payload_bytes_max:
         return {"work_id": ref.work_id, "ok": False, "code": "too_large"}
     expires_wall_ms = at.wall_ms + item.grant.lease_ms
-    grant = replace(item.grant, expires_log_ms=at.log_ms + item.grant.lease_ms, expires_wall_ms=expires_wall_ms)
+    grant = item.grant._replace(expires_log_ms=at.log_ms + item.grant.lease_ms, expires_wall_ms=expires_wall_ms)
     progress = item.progress if ref.progress is None else ref.progress
     items[item.spec.id] = Item(
         item.spec, item.state, item.attempt, None, None, grant, progress, item.error, item.history

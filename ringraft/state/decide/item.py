@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from ringraft.state.model import FINAL, HistoryEntry, Limits, Rejected, WorkState
@@ -57,7 +56,7 @@ def place(item: Item, state: WorkState, at: At) -> Item:
             wake_wall_ms = not_before_ms
     if item.state is state and item.wake_wall_ms == wake_wall_ms and item.wake_log_ms is None and item.end is None:
         return item
-    return replace(item, state=state, wake_log_ms=None, wake_wall_ms=wake_wall_ms, end=None)
+    return item._replace(state=state, wake_log_ms=None, wake_wall_ms=wake_wall_ms, end=None)
 
 
 def cancelled(item: Item, at: At, limits: Limits, reason: str | None = None) -> tuple[Item, News]:
@@ -70,7 +69,7 @@ def cancelled(item: Item, at: At, limits: Limits, reason: str | None = None) -> 
             data = lease_news(item.spec, grant)
         if grant.verdict in ("", "expired"):
             # A late result is for an item that still waits through expiry, not for one taken back later.
-            grant = replace(grant, verdict="cancelled")
+            grant = grant._replace(verdict="cancelled")
     if reason is not None:
         error = reason
         data["reason"] = reason
@@ -101,7 +100,7 @@ def freed(item: Item, at: At, limits: Limits, outcome: str, reason: str | None =
     """The lease ended without spending an attempt: PENDING again, at once."""
     grant = item.grant
     assert grant is not None
-    back = replace(item, grant=replace(grant, verdict=outcome), history=longer(item, at, limits, outcome, reason))
+    back = item._replace(grant=grant._replace(verdict=outcome), history=longer(item, at, limits, outcome, reason))
     return place(back, WorkState.PENDING, at)
 
 
@@ -130,14 +129,14 @@ def spent(
             attempt,
             None,
             None,
-            replace(grant, verdict=verdict),
+            grant._replace(verdict=verdict),
             item.progress,
             reason,
             history,
             end,
         )
     if not is_delayed:
-        back = replace(item, attempt=attempt, grant=replace(grant, verdict=outcome), history=history, error=reason)
+        back = item._replace(attempt=attempt, grant=grant._replace(verdict=outcome), history=history, error=reason)
         return place(back, WorkState.PENDING, at)
     delay_ms = backoff_ms(limits, attempt, at.index, item.spec.id)
     verdict = "retry" if verb else outcome
@@ -147,7 +146,7 @@ def spent(
         attempt,
         at.log_ms + delay_ms,
         at.wall_ms + delay_ms,
-        replace(grant, verdict=verdict, verdict_wall_ms=at.wall_ms + delay_ms),
+        grant._replace(verdict=verdict, verdict_wall_ms=at.wall_ms + delay_ms),
         item.progress,
         reason,
         history,
