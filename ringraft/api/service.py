@@ -110,13 +110,16 @@ class Service:
         Raises Problem: a refusal, 503 when nobody could take it in time, 504 when it may have been done.
         """
         passed = Passed("POST", f"/work/{verb.name}", {}, call.body, call.wait_s)
-        outcome = await self.outcome(call, command, passed)
+        outcome = await self.outcome(call, command, passed, verb)
         if isinstance(outcome, Reply):
             return outcome
         return Reply(verb.answer(outcome.value, self.node.replica.machine, call.body))
 
-    async def outcome(self, call: Call, command: Command, passed: Passed) -> Done | Reply:
-        """The outcome of a command decided here, or the leader's answer to ``passed``."""
+    async def outcome(self, call: Call, command: Command, passed: Passed, verb: Verb | None = None) -> Done | Reply:
+        """The outcome of a command decided here, or the leader's answer to ``passed``.
+
+        ``verb`` makes the command's key once the call has one; None where no key is needed.
+        """
         is_unknown = False
         while True:
             leader, code = None, "no_leader"
@@ -126,7 +129,7 @@ class Service:
                 leader = error.leader_id
             except Unavailable as error:
                 if error.code not in WORTH_WAITING:
-                    raise Problem(error.code, str(error)) from None
+                    raise self._too_late(True, error.code) if is_unknown else Problem(error.code, str(error)) from None
                 code = error.code
             except Indeterminate as error:
                 raise Problem("commit_unknown", f"{error}; repeat with the same key") from None
@@ -144,6 +147,9 @@ class Service:
                     return await self._ask_leader(call, leader, passed)
                 except NoAnswer:
                     is_unknown = True
+                    if verb is not None:
+                        # It may have been done with the key that passing it on gave it: the same one from now on.
+                        command = call.command(verb, command.op)
                 except NotSent:
                     pass
             if call.left_s() <= 0:
@@ -187,6 +193,7 @@ class Service:
 
     async def pass_to_cluster(self, call: Call, passed: Passed) -> Reply:
         """At a node without a log: any node of the cluster answers."""
+        ensure_key(call, passed)
         is_unknown = False
         while True:
             try:
@@ -217,9 +224,7 @@ class Service:
             raise NotSent(f"no address of {leader} is known")
         if call.query.get("redirect"):
             return Reply(b"", 307, headers={"Location": url.rstrip("/") + redirect_target(call)})
-        if call.key is None and passed.method == "POST":
-            call.key = mint_key()
-            call.headers["Idempotency-Key"] = call.key
+        ensure_key(call, passed)
         self.node.metrics.forwarded()
         return await self.forwarder.to_node(call, leader, url, passed)
 
@@ -247,6 +252,13 @@ def no_leader(status: Status, code: str = "no_leader") -> Problem:
 def mint_key() -> str:
     """A key for a call that came without one, so that passing it on twice has one effect."""
     return f"node-{secrets.token_hex(16)}"
+
+
+def ensure_key(call: Call, passed: Passed) -> None:
+    """A write that is passed on has a key, the caller's or one of ours, and the caller is told it."""
+    if call.key is None and passed.method == "POST":
+        call.key = mint_key()
+        call.headers["Idempotency-Key"] = call.key
 
 
 def redirect_target(call: Call) -> str:

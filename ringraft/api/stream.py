@@ -262,6 +262,8 @@ def _decided(service: Service, call: StreamCall, done: asyncio.Future[Outcome]) 
         case Unavailable(code=code) if code in WORTH_WAITING:
             _elsewhere(service, call)
         case Unavailable(code=code):
+            # A leader that is gone may have done it, even if this node did not.
+            code = "commit_unknown" if call.is_unknown else code
             call.answer(*problem_answer(service, Problem(code, str(error))))
         case Indeterminate():
             call.answer(*problem_answer(service, Problem("commit_unknown", f"{error}; repeat with the same key")))

@@ -104,6 +104,36 @@ async def test_a_leader_that_is_gone_is_waited_out(cluster: FakeCluster, followe
     assert (status, body["code"], body["outcome"]) == (503, "no_leader", "not_applied")
 
 
+async def test_a_leader_that_dies_before_its_answer_leaves_one_effect(cluster: FakeCluster, follower: Asker) -> None:
+    server = await deaf_front(cluster)
+    status, body, _ = await follower.post("/work/add", SELFPLAY)
+    held, _ = cluster.nodes["n1"].replica.machine.items(cursor=None, limit=10)
+    assert (status, [item["work_id"] for item in held]) == (200, [body["work_id"]])
+    await server.close()
+
+
+async def deaf_front(cluster: FakeCluster) -> TestServer:
+    """Stand before n1: what is asked there is done, then n2 leads, and the connection breaks without an answer."""
+    n1 = cluster.nodes["n1"]
+    real_url = n1.url
+
+    async def do_and_die(request: web.Request) -> web.Response:
+        body = await request.read()
+        async with n1.client.post(real_url + request.path_qs, data=body, headers=request.headers) as answer:
+            assert answer.status == 200
+        cluster.lead("n2")
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_route("*", "/{any:.*}", do_and_die)
+    server = TestServer(app)
+    await server.start_server()
+    n1.url = f"http://127.0.0.1:{server.port}"
+    return server
+
+
 async def test_a_leader_that_does_not_answer_leaves_it_unknown(cluster: FakeCluster, follower: Asker) -> None:
     async def hang(_: web.Request) -> web.Response:
         await asyncio.sleep(30)
@@ -303,6 +333,18 @@ async def test_a_worker_passes_everything_to_the_cluster(cluster: FakeCluster, w
     worker.cluster_addresses = ["http://127.0.0.1:1"]
     async with Asker(worker) as asker:
         assert (await asker.post("/work/add?timeout_s=0.2", SELFPLAY))[1]["code"] == "no_leader"
+
+
+async def test_a_node_that_dies_before_it_answers_a_worker_leaves_one_effect(
+    cluster: FakeCluster, worker: FakeNode
+) -> None:
+    server = await deaf_front(cluster)
+    worker.cluster_addresses = [cluster.nodes["n1"].url, cluster.nodes["n2"].url]
+    async with Asker(worker) as asker:
+        status, body, _ = await asker.post("/work/add", SELFPLAY)
+    held, _ = cluster.nodes["n1"].replica.machine.items(cursor=None, limit=10)
+    assert (status, [item["work_id"] for item in held]) == (200, [body["work_id"]])
+    await server.close()
 
 
 async def test_output_comes_from_where_it_ran(cluster: FakeCluster, worker: FakeNode, follower: Asker) -> None:
