@@ -3,15 +3,18 @@
 The environment is ``.venv`` beside this checkout (or RINGRAFT_VENV), filled from
 ``requirements/NAME.txt``, every file checked by its hash. A note in it says which locks it holds, so
 that the next start costs nothing and a changed lock rebuilds it. One process at a time builds;
-a build that was cut short is begun again.
+a build that was cut short is begun again. An interpreter that already has every locked package at
+its version (a container, say) is used as it is.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +30,9 @@ NOTE = "ringraft-environment.json"
 def main() -> int:
     """Exit code 0 with the interpreter on stdout, or 1 with a sentence on stderr."""
     name = sys.argv[1]
+    if has_all(name):
+        print(sys.executable)
+        return 0
     directory = Path(os.environ.get("RINGRAFT_VENV") or ROOT / ".venv").absolute()
     python = directory / "bin" / "python"
     if not is_ready(directory, name):
@@ -41,6 +47,16 @@ def main() -> int:
                     return 1
     print(python)
     return 0
+
+
+def has_all(name: str) -> bool:
+    """Whether this interpreter has the lock's packages at their versions; those for other Pythons are left out."""
+    lock = (ROOT / "requirements" / f"{name}.txt").read_text()
+    pinned = re.findall(r"^([A-Za-z0-9_.-]+)==(\S+) \\$", lock, re.MULTILINE)
+    try:
+        return all(importlib.metadata.version(package) == wanted for package, wanted in pinned)
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def is_ready(directory: Path, name: str) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -83,3 +85,21 @@ def test_without_python_there_is_a_sentence(tmp_path: Path) -> None:
     )
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("ringraft needs Python 3.11 or newer and found none on PATH")
+
+
+def test_interpreter_that_has_every_locked_package_is_used_as_it_is(
+    environment: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = dict(re.findall(r"^(\S+)==(\S+) \\$", (ROOT / "requirements" / "run.txt").read_text(), re.MULTILINE))
+    monkeypatch.setattr(environment.importlib.metadata, "version", pinned.__getitem__)
+    assert environment.has_all("run")
+    monkeypatch.setitem(pinned, "aiohttp", "0.0.1")
+    assert not environment.has_all("run")
+
+
+@pytest.mark.parametrize("runner", [["sh"], [sys.executable], []])
+def test_scripts_run_by_shell_by_python_and_by_themselves(runner: list[str]) -> None:
+    script = str(ROOT / "bin" / "ringraft-voter")
+    done = subprocess.run([*runner, script, "--help"], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--peers" in done.stdout
