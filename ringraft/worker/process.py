@@ -197,7 +197,9 @@ def read_result(path: Path) -> Finished | Broken:
 def payload_fault(name: str, value: Any) -> str | None:
     """Why the cluster would not take ``value`` as a result, or None."""
     try:
-        size = max(len(msgpack.packb(value)), len(json.dumps(value, separators=(",", ":"), ensure_ascii=False)))
+        # 1e999 reads as infinity, which no JSON can say.
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        size = max(len(msgpack.packb(value)), len(text))
     except (ValueError, OverflowError) as error:
         return f"{name} cannot be stored: {error}"
     if size > PAYLOAD_BYTES_MAX:

@@ -14,7 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from ringraft.worker.process import clear_leftovers
+from ringraft.worker.process import clear_leftovers, read_progress
+from ringraft.worker.task import PROGRESS_FILE
 from tests.worker.kit import alive
 
 
@@ -90,3 +91,9 @@ def test_what_a_program_left_half_done_is_not_a_result(tmp_path: Path) -> None:
     (directory / "result.json").write_text(json.dumps({"result": {"n": 1}}))
     assert clear_leftovers(tmp_path) == []
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("text", ['{"loss": 1e999}', '{"loss": -1e999}', '{"n": 100000000000000000000}', '"\\ud800"'])
+def test_progress_that_no_request_can_carry_is_not_sent(tmp_path: Path, text: str) -> None:
+    (tmp_path / PROGRESS_FILE).write_text(text)
+    assert read_progress(tmp_path) is None

@@ -71,6 +71,7 @@ async def test_arguments_that_do_not_fit_fail_the_item_for_good_before_it_starts
         ("killed", "ended by SIGKILL", True),
         ("nonsense", "the result file is not JSON", False),
         ("nan", "the result file is not JSON", False),
+        ("huge", "result cannot be stored", False),
     ],
 )
 async def test_each_bad_ending_says_what_happened(
@@ -82,6 +83,7 @@ async def test_each_bad_ending_says_what_happened(
         "killed": "import os; os.kill(os.getpid(), 9)",
         "nonsense": "import os; open(os.environ['RINGRAFT_RESULT_FILE'], 'w').write('{')",
         "nan": "import os; open(os.environ['RINGRAFT_RESULT_FILE'], 'w').write('{\"result\": NaN}')",
+        "huge": "import os; open(os.environ['RINGRAFT_RESULT_FILE'], 'w').write('{\"result\": 1e999}')",
     }
     declared = {name: {"command": [sys.executable, "-c", code]} for name, code in programs.items()}
     worker = make(Config({**WORKLOADS, **declared}))
