@@ -32,7 +32,7 @@ async def election_status(call: Call) -> Reply:
     candidates = [row["node_id"] for row in sorted(rows, key=lambda row: (-(row["priority"] or 0), row["node_id"]))]
     body = {
         "mode": str(call.node.settings.consensus.mode),
-        "leader_id": status.leader_id if status.has_quorum else None,
+        "leader_id": status.acting_leader_id,
         "local_leader_id": status.leader_id,
         "term": status.epoch.number,
         "candidates": candidates,
@@ -46,7 +46,7 @@ async def election_status(call: Call) -> Reply:
             for row in rows
         ],
         "quorum_size": len(rows) // 2 + 1,
-        "in_progress": status.role is LogRole.CANDIDATE or status.leader_id is None,
+        "in_progress": status.role is LogRole.CANDIDATE or status.acting_leader_id is None,
         "last_elections": [
             {
                 "at": rfc3339.text(event.at_wall_ms),
@@ -92,11 +92,12 @@ async def lease_status(call: Call) -> Reply:
     """The leader's lease: in this mode a view of the term."""
     status = call.service.status()
     election_s = call.node.settings.raft.election_max_ms / 1000
-    left_s = max(0.0, election_s - (status.leader_contact_s or 0.0)) if status.leader_id is not None else 0.0
+    holder = status.acting_leader_id
+    left_s = 0.0 if holder is None else max(0.0, election_s - (status.leader_contact_s or 0.0))
     return Reply(
         {
             "name": LEADER,
-            "holder": status.leader_id,
+            "holder": holder,
             "epoch": status.epoch.number,
             "expires_in_s": round(left_s, 3),
         }

@@ -271,8 +271,8 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     headers["Server"] = "ringraft"
     if service.is_member:
         status = service.status()
-        if status.leader_id is not None:
-            headers["X-Ringraft-Leader"] = status.leader_id
+        if status.acting_leader_id is not None:
+            headers["X-Ringraft-Leader"] = status.acting_leader_id
         headers["X-Ringraft-Term"] = str(status.epoch.number)
         headers["X-Ringraft-Index"] = str(service.node.replica.machine.index)
         if call.is_stale:

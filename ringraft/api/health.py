@@ -30,8 +30,8 @@ def checks(call: Call) -> list[Check]:
     if service.is_member:
         status = service.status()
         out.append(("log", True, f"applied {status.applied_index} of {status.last_index}"))
-        if status.leader_id is not None:
-            out.append(("leader", True, status.leader_id))
+        if status.acting_leader_id is not None:
+            out.append(("leader", True, status.acting_leader_id))
         else:
             contact_s = status.leader_contact_s
             out.append(("leader", False, "none yet" if contact_s is None else f"none for {contact_s:.1f} s"))
@@ -78,7 +78,7 @@ def _leadership(call: Call) -> dict[str, Any]:
     status = call.service.status()
     return {
         "role": status.role.value,
-        "leader_id": status.leader_id if status.has_quorum else None,
+        "leader_id": status.acting_leader_id,
         "local_leader_id": status.leader_id,
         "has_quorum": status.has_quorum,
     }
@@ -174,7 +174,7 @@ def voters(call: Call) -> list[dict[str, Any]]:
     for node_id in sorted({*known, service.node_id}):
         voter, is_own = known.get(node_id), node_id == service.node_id
         index = status.last_index if is_own else voter.match_index if voter is not None else 0
-        role = status.role.value if is_own else "leader" if node_id == status.leader_id else "follower"
+        role = status.role.value if is_own else "leader" if node_id == status.acting_leader_id else "follower"
         rows.append(
             {
                 "node_id": node_id,

@@ -23,7 +23,7 @@ async def raft_status(call: Call) -> Reply:
             "node_id": status.node_id,
             "mode": str(call.node.settings.consensus.mode),
             "role": status.role.value,
-            "leader_id": status.leader_id,
+            "leader_id": status.acting_leader_id,
             "term": status.epoch.number,
             "generation": status.epoch.generation,
             "commit_index": status.commit_index,

@@ -94,7 +94,7 @@ class Service:
         if not self.is_member:
             return Where()
         status = self.status()
-        leader = status.leader_id
+        leader = status.acting_leader_id
         if leader is None:
             return Where(None, status.epoch.number)
         return Where({"id": leader, "url": self.leader_url(leader) or ""}, status.epoch.number)

@@ -78,6 +78,11 @@ class Status:
     """Seconds since this node last heard the leader; 0 at the leader, None if never."""
     voters: Sequence[VoterStatus]
 
+    @property
+    def acting_leader_id(self) -> str | None:
+        """Who leads a majority. ``leader_id`` still names whom this node followed last when there is none."""
+        return self.leader_id if self.has_quorum else None
+
 
 @dataclass(frozen=True, slots=True)
 class Leadership:
