@@ -15,8 +15,9 @@ from ringraft.state.model import Command, Entry, Epoch, Rejected
 
 logger = logging.getLogger(__name__)
 
-ENTRIES_IN_FLIGHT_MAX = 4
-"""Entries under way at once. Few: what waits meanwhile travels together in the next."""
+ENTRIES_IN_FLIGHT_MAX = 1
+"""Entries under way at once. What waits meanwhile travels together in the next, and an entry costs three
+nodes more than the commands in it: one at a time takes a sixth less CPU a command at 16 in flight than four."""
 
 
 @dataclass(frozen=True, slots=True)
