@@ -367,6 +367,8 @@ class Node:
             build_app(self),
             access_log=None,
             handle_signals=False,
+            # A claim that waits for a client that is gone would be granted work that nobody does.
+            handler_cancellation=True,
             keepalive_timeout=KEEPALIVE_S,
             shutdown_timeout=CLOSE_REQUESTS_S,
         )

@@ -145,6 +145,27 @@ async def test_a_parked_claim_at_a_follower_outlives_the_leader(tmp_path):
         assert (status, body["work"]["work_id"]) == (200, "later")
 
 
+async def test_a_parked_claim_ends_with_its_client_through_any_node(tmp_path):
+    async with Cluster(tmp_path) as cluster:
+        leader = await cluster.leader()
+        follower = next(node_id for node_id in cluster.voters if node_id != leader)
+
+        async def parked(count):
+            return (await cluster.get(leader, "/status"))["waiting_requests"] == count
+
+        gone = [
+            asyncio.create_task(cluster.post(node_id, "/work/claim", {"node_id": "gone", "wait_s": 9}))
+            for node_id in (leader, follower)
+        ]
+        await eventually_some(lambda: parked(2))
+        for claiming in gone:
+            claiming.cancel()
+        await eventually_some(lambda: parked(0), 5)
+        assert await add(cluster, follower, "for-the-living")
+        status, body = await cluster.post(follower, "/work/claim", {"node_id": "w1"})
+        assert (status, [item["work_id"] for item in body["items"]]) == (200, ["for-the-living"])
+
+
 async def test_a_claim_parked_at_a_stopping_leader_goes_on_at_the_next(tmp_path):
     async with Cluster(tmp_path) as cluster:
         leader = await cluster.leader()
