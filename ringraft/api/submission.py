@@ -343,7 +343,10 @@ def _clashes(body: Body) -> list[str]:
 
 
 def _claimed(value: dict[str, Any], items: Items, body: Body) -> dict[str, Any]:
-    held = [item for item in map(items.item, value["claimed"]) if item is not None]
+    node_id = body["node_id"].lower()
+    # Entries applied since may have cancelled one, or taken it back and given it to another node.
+    granted = [item for item in map(items.item, value["claimed"]) if item is not None and item["lease"] is not None]
+    held = [item for item in granted if item["lease"]["node_id"].lower() == node_id]
     return {"items": held, "work": held[0] if held else None, "reasons": value.get("reasons") or {}}
 
 

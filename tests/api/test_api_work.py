@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ringraft.consensus.base import Indeterminate, Unavailable
-from ringraft.state.commands import Tick
-from ringraft.state.model import Command
+from ringraft.state.commands import Cancel, Claim, Release, Tick
+from ringraft.state.model import TOKENS_PER_ENTRY, Command
 from tests.api.fake_node import Asker, FakeNode, one_node, until
 
 SELFPLAY = {"work_type": "selfplay"}
@@ -155,6 +155,30 @@ async def test_an_empty_claim_says_why(asker: Asker) -> None:
     assert body["items"] == [] and body["work"] is None and sum(body["reasons"].values()) == 1
     offered = {"gpus": [{"name": "NVIDIA H100", "vram_gb": 80}]}
     assert (await asker.post("/work/claim", {"node_id": "w1", "capabilities": offered}))[1]["work"]
+
+
+@pytest.mark.parametrize("then", ["cancelled", "granted to another"])
+async def test_what_was_taken_back_before_the_answer_is_not_handed_out(
+    node: FakeNode, asker: Asker, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    await asker.post("/work/add", {**SELFPLAY, "work_id": "taken"})
+    await asker.post("/work/add", {**SELFPLAY, "work_id": "kept"})
+    propose = node.consensus.propose
+
+    def propose_and_more(command: Command, **options: Any) -> asyncio.Future[Any]:
+        """Entries that are applied before the one who asked gets to run."""
+        future = propose(command, **options)
+        token = node.cluster.index * TOKENS_PER_ENTRY
+        if then == "cancelled":
+            node.cluster.append(Command(Cancel(work_id="taken")))
+        else:
+            node.cluster.append(Command(Release("taken", token)), Command(Claim("w2", None, 1, None, None)))
+        return future
+
+    monkeypatch.setattr(node.consensus, "propose", propose_and_more)
+    _, body, _ = await asker.post("/work/claim", {"node_id": "W1", "max_items": 2})
+    assert [(item["work_id"], item["lease"]["node_id"]) for item in body["items"]] == [("kept", "W1")]
+    assert body["work"]["work_id"] == "kept"
 
 
 async def test_claims_wait_for_work(asker: Asker) -> None:
