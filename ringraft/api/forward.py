@@ -6,7 +6,7 @@ import asyncio
 import io
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -93,7 +93,7 @@ class Forwarder:
         failure: NotSent | NoAnswer = NotSent("no address of the cluster is known")
         for url in urls:
             try:
-                return await self._send(call, url, passed, raw, headers)
+                return _as_answer_to(call, await self._send(call, url, passed, raw, headers))
             except (NotSent, NoAnswer) as error:
                 failure = failure if isinstance(failure, NoAnswer) else error
         raise failure
@@ -160,6 +160,13 @@ def _reply(answer: aiohttp.ClientResponse, body: bytes) -> Reply:
     if served_by:
         headers["X-Ringraft-Served-By"] = served_by
     return Reply(body, answer.status, answer.headers.get("Content-Type", JSON_TYPE), headers)
+
+
+def _as_answer_to(call: Call, reply: Reply) -> Reply:
+    """A problem names the request it answers: the caller's, where the other node gave it a number of its own."""
+    if reply.content_type != PROBLEM_TYPE:
+        return reply
+    return replace(reply, body={**strictjson.parse(reply.body, depth_max=64), "instance": call.request_id})
 
 
 def _texts(query: Mapping[str, Any]) -> dict[str, str]:

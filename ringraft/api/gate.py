@@ -280,6 +280,9 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
             lag_s = time.monotonic() - service.started_s if contact_s is None else contact_s
             headers["X-Ringraft-Lag"] = f"{lag_s:.3f}"
     else:
-        headers["X-Ringraft-Term"] = "0"
+        leader = service.node.leader()
+        if leader.node_id is not None:
+            headers["X-Ringraft-Leader"] = leader.node_id
+        headers["X-Ringraft-Term"] = str(leader.term)
         headers["X-Ringraft-Index"] = "0"
     headers.update(call.headers)

@@ -98,6 +98,7 @@ def routes() -> list[Route]:
             "node_id": TEXT,
             "leader_id": TEXT_OR_NULL,
             "leader_url": TEXT_OR_NULL,
+            "term": COUNT,
             "view": TEXT,
             "members": {"type": ["array", "null"]},
         }
@@ -110,6 +111,7 @@ def routes() -> list[Route]:
         "node_id": "n1",
         "leader_id": "n1",
         "leader_url": "http://127.0.0.1:8770",
+        "term": 1,
         "view": "n1-7",
         "members": None,
     }

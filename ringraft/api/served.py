@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from ringraft.membership.heartbeat import Leader
 from ringraft.metrics import Metrics
 from ringraft.node.identity import Identity
 from ringraft.settings.tree import Settings
@@ -55,6 +56,8 @@ class ServedNode(Protocol):
         ...
 
     def leader_url(self) -> str | None: ...
+
+    def leader(self) -> Leader: ...
 
     def peer_url(self, node_id: str) -> str | None: ...
 

@@ -91,13 +91,10 @@ class Service:
 
     def where(self) -> Where:
         """Who leads, as problem documents say it."""
-        if not self.is_member:
-            return Where()
-        status = self.status()
-        leader = status.acting_leader_id
-        if leader is None:
-            return Where(None, status.epoch.number)
-        return Where({"id": leader, "url": self.leader_url(leader) or ""}, status.epoch.number)
+        leader = self.node.leader()
+        if leader.node_id is None:
+            return Where(None, leader.term)
+        return Where({"id": leader.node_id, "url": leader.url or ""}, leader.term)
 
     def leader_url(self, leader_id: str) -> str | None:
         """Where ``leader_id``'s API is; None when the configuration does not say."""

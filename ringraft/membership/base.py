@@ -33,6 +33,7 @@ class Member:
     gpus: tuple[Any, ...] = ()
     version: str = ""
     reachable_via: str = "direct"
+    """How requests get there; through whom it was heard is something else."""
     priority: int | None = None
     """``node.priority`` of that node; None when it did not say."""
 

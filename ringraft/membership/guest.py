@@ -102,6 +102,7 @@ class GuestMembership:
             "node_id": self._own.node_id,
             "leader_id": leader.node_id,
             "leader_url": leader.url,
+            "term": leader.term,
             "view": "",
             "members": None,
         }
@@ -110,8 +111,8 @@ class GuestMembership:
         """Whom the heard voter named last; nobody once it is silent for the peer time-out."""
         silent_s = self.silent_s()
         if self._answer is None or silent_s is None or silent_s > self._timers.dead_s:
-            return Leader(None, None)
-        return Leader(self._answer.leader_id, self._answer.leader_url)
+            return Leader(None, None, self._answer.term if self._answer is not None else 0)
+        return Leader(self._answer.leader_id, self._answer.leader_url, self._answer.term)
 
     def silent_s(self) -> float | None:
         """Seconds since a voter answered; None before the first answer."""

@@ -50,6 +50,7 @@ class Leader(NamedTuple):
 
     node_id: str | None
     url: str | None
+    term: int = 0
 
 
 class HeartbeatMembership:
@@ -157,6 +158,7 @@ class HeartbeatMembership:
             "node_id": own.node_id,
             "leader_id": leader.node_id,
             "leader_url": leader.url,
+            "term": leader.term,
             "view": view,
             "members": members,
         }
@@ -201,7 +203,7 @@ class HeartbeatMembership:
         for change in changes:
             member = change.member
             log.info(
-                "member is %s action=member_%s node=%s incarnation=%d before=%s via=%s",
-                member.state, member.state, member.node_id, member.incarnation, change.before, member.reachable_via,
+                "member is %s action=member_%s node=%s incarnation=%d before=%s",
+                member.state, member.state, member.node_id, member.incarnation, change.before,
             )  # fmt: skip
         self._watchers.tell(changes)

@@ -77,7 +77,6 @@ class _Heard:
     report: Report
     at_s: float
     state: MemberState
-    relayed: bool
 
 
 class MemberTable:
@@ -112,7 +111,7 @@ class MemberTable:
         if known is None:
             if len(self._heard) >= MEMBERS_MAX:
                 return Refusal("members_full", 0)
-            return self._install(report, at_s, relayed, None)
+            return self._install(report, at_s, None)
         if report.data_id != known.report.data_id and report.incarnation <= known.report.incarnation:
             # The same name from another directory: a second process, or one whose directory was wiped.
             alive = self._verdict(known, now_s) in (MemberState.ALIVE, MemberState.SUSPECT)
@@ -122,7 +121,7 @@ class MemberTable:
             return Refusal("stale_incarnation", known.report.incarnation)
         if report.incarnation == known.report.incarnation and (at_s < known.at_s or known.report.left):
             return []
-        return self._install(report, at_s, relayed, known)
+        return self._install(report, at_s, known)
 
     def judge(self, now_s: float) -> list[MemberChange]:
         """The verdicts that silence changed since the last call; forgets who was silent for long."""
@@ -145,7 +144,7 @@ class MemberTable:
 
     def members(self, now_s: float) -> dict[str, Member]:
         """Everyone, this node included; the verdicts as of ``now_s``."""
-        own = _Heard(self._own, now_s, MemberState.LEFT if self._own.left else MemberState.ALIVE, relayed=False)
+        own = _Heard(self._own, now_s, MemberState.LEFT if self._own.left else MemberState.ALIVE)
         members = {self._own.node_id: self._member(own, now_s)}
         for node_id in self._silent_voters:
             members[node_id] = self._never_heard(node_id, now_s)
@@ -166,10 +165,10 @@ class MemberTable:
         fresh.sort(key=lambda pair: pair[1])
         return fresh[:limit]
 
-    def _install(self, report: Report, at_s: float, relayed: bool, known: _Heard | None) -> list[MemberChange]:
+    def _install(self, report: Report, at_s: float, known: _Heard | None) -> list[MemberChange]:
         state = MemberState.LEFT if report.left else MemberState.ALIVE
         before = known.state if known else self._silent_voters.pop(report.node_id, None)
-        heard = _Heard(report, at_s, state, relayed)
+        heard = _Heard(report, at_s, state)
         self._heard[report.node_id] = heard
         unchanged = (
             known is not None
@@ -208,7 +207,6 @@ class MemberTable:
             resources=report.resources,
             gpus=report.gpus,
             version=report.version,
-            reachable_via="relay" if known.relayed else "direct",
             priority=report.priority,
         )
 

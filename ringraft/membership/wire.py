@@ -2,7 +2,7 @@
 
 A heartbeat: ``{cluster_id, node_id, data_id, incarnation, roles, addresses, version, resources, gpus,
 left, priority, view, heard: [{…a report…, age_s}]}``. The answer: ``{accepted, reason, known_incarnation,
-cluster_id, node_id, leader_id, leader_url, view, members}``; ``members`` is null when the sender's
+cluster_id, node_id, leader_id, leader_url, term, view, members}``; ``members`` is null when the sender's
 ``view`` is the newest already.
 """
 
@@ -50,6 +50,7 @@ class Answer:
     node_id: str
     leader_id: str | None
     leader_url: str | None
+    term: int
     view: str
     members: tuple[Member, ...] | None
 
@@ -110,6 +111,7 @@ def parse_answer(body: Mapping[str, Any]) -> Answer:
         node_id=_text(body, "node_id"),
         leader_id=_text_or_none(body, "leader_id"),
         leader_url=_text_or_none(body, "leader_url"),
+        term=0 if body.get("term") is None else _integer(body, "term"),
         view=_text(body, "view"),
         members=members,
     )

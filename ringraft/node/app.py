@@ -115,11 +115,16 @@ class Node:
 
     def leader_url(self) -> str | None:
         """Where the leader's API is, as the consensus says now, or at a worker as the heard voter says."""
+        return self.leader().url
+
+    def leader(self) -> Leader:
+        """Who leads a majority, as the consensus says now, or at a worker as the heard voter says."""
         if self.voter is None:
             assert isinstance(self.membership, GuestMembership)
-            return self.membership.leader().url
-        leader_id = self.voter.consensus.status().leader_id
-        return None if leader_id is None else self.peer_url(leader_id)
+            return self.membership.leader()
+        status = self.voter.consensus.status()
+        leader_id = status.acting_leader_id
+        return Leader(leader_id, None if leader_id is None else self.peer_url(leader_id), status.epoch.number)
 
     def peer_url(self, node_id: str) -> str | None:
         """Where node ``node_id``'s API is; None when nobody knows."""
@@ -338,14 +343,10 @@ class Node:
             timers=timers,
             transport=transport,
             clock=self.clock,
-            leader=self._leader,
+            leader=self.leader,
             raise_incarnation=self._raise_incarnation,
             resources=self.load.resources,
         )
-
-    def _leader(self) -> Leader:
-        assert self.voter is not None
-        return Leader(self.voter.consensus.status().leader_id, self.leader_url())
 
     async def _raise_incarnation(self, known: int) -> int:
         """Go above ``known``, durably: another directory had this node's name before."""

@@ -39,8 +39,8 @@ def status_fields(node: Node) -> dict[str, Any]:
         }
         fields["waiting_requests"] = node.voter.replica.waiting
     if isinstance(node.membership, GuestMembership):
-        leader_id = node.membership.leader().node_id
-        fields |= {"leader_id": leader_id, "has_quorum": leader_id is not None}
+        leader = node.membership.leader()
+        fields |= {"leader_id": leader.node_id, "has_quorum": leader.node_id is not None, "term": leader.term}
     if node.worker is not None:
         fields["worker"] = node.worker.status()
     return fields

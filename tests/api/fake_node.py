@@ -22,6 +22,7 @@ from ringraft.clock import TurnableClock
 from ringraft.config import load_settings
 from ringraft.consensus.base import Indeterminate, NotLeader, Role, Status, Unavailable, VoterStatus
 from ringraft.membership.base import Member, MemberState
+from ringraft.membership.heartbeat import Leader
 from ringraft.membership.wire import parse_heartbeat
 from ringraft.metrics import Metrics, Snapshot
 from ringraft.node.events import EventRing
@@ -127,6 +128,7 @@ class FakeMembership:
             "node_id": "n1",
             "leader_id": self._cluster.leader,
             "leader_url": None,
+            "term": 1,
             "view": "1",
             "members": None,
         }
@@ -190,6 +192,10 @@ class FakeNode:
 
     def leader_url(self) -> str | None:
         return self.peer_url(self.cluster.leader) if self.cluster.leader else None
+
+    def leader(self) -> Leader:
+        term = self.replica.status().epoch.number if self.replica is not None else 0
+        return Leader(self.cluster.leader, self.leader_url(), term)
 
     def peer_url(self, node_id: str) -> str | None:
         node = self.cluster.nodes.get(node_id) or self.cluster.guests.get(node_id)

@@ -23,7 +23,7 @@ class Net:
     def __init__(self):
         self.nodes = {}
         self.cut = set()
-        self.leader = Leader("n1", "http://h:1")
+        self.leader = Leader("n1", "http://h:1", 4)
         self.sent = []
 
     async def send(self, address, body, *, timeout_s):
@@ -134,7 +134,7 @@ async def test_a_guest_finds_the_leader_and_every_voter_hears_of_it():
     n1, n2, n3 = (voter(net, node_id) for node_id in VOTERS)
     w1 = guest(net)
     async with running(n1, n2, n3, w1):
-        await eventually(lambda: w1.leader() == Leader("n1", "http://h:1"))
+        await eventually(lambda: w1.leader() == Leader("n1", "http://h:1", 4))
         await eventually(lambda: net.sent[-20:].count(("w1", "h:1")) > 0)
         for each in (n1, n2, n3):
             await eventually(lambda each=each: "w1" in each.members())
@@ -163,7 +163,7 @@ async def test_a_guest_knows_no_leader_once_nobody_answers():
     async with running(n2, w1):
         await eventually(lambda: w1.leader().node_id == "n1")
         net.cut.update(VOTERS.values())
-        await eventually(lambda: w1.leader() == Leader(None, None))
+        await eventually(lambda: w1.leader() == Leader(None, None, 4))
 
 
 async def test_a_guest_learns_its_cluster_once_and_is_refused_by_another():

@@ -84,7 +84,7 @@ def test_the_newest_hearing_counts_whoever_heard(table):
     table.hear(report(), now_s=100)
     table.hear(report(), now_s=104, age_s=0.5, relayed=True)
     member = table.members(104)["w1"]
-    assert (member.state, member.last_seen_s, member.reachable_via) == (MemberState.ALIVE, 0.5, "relay")
+    assert (member.state, member.last_seen_s, member.reachable_via) == (MemberState.ALIVE, 0.5, "direct")
     table.hear(report(), now_s=104.1, age_s=3, relayed=True)
     assert table.members(104.1)["w1"].last_seen_s == pytest.approx(0.6)
 
