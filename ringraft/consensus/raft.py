@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -106,7 +107,8 @@ class RaftConsensus:
         self._is_running = False
         self._is_step_due = False
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_s = 0.0
+        self._timer_s = math.inf
+        """When the timer is to run, or last ran."""
         self._snapshot_task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._feed = LeadershipFeed(Leadership(None, Epoch(config.generation, 0)))
@@ -206,9 +208,7 @@ class RaftConsensus:
 
     def _halt(self) -> None:
         self._is_running = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._disarm()
         self._proposals.give_up()
         gone = Unavailable("shutting_down", "this node stops")
         self._handover.give_up(gone)
@@ -438,17 +438,18 @@ class RaftConsensus:
 
     def _on_timer(self) -> None:
         self._timer = None
-        late_s = self._clock.monotonic_s() - self._timer_s
-        if late_s * 1000 > STALL_MS:
-            # This process stood still. The leader's messages may be waiting in a socket: hear them first.
-            logger.warning("was not run in time action=stalled node=%s late_ms=%d", self._node_id, round(late_s * 1000))
-            self._log.wait_anew()
         self._step()
 
     def _step(self) -> None:
         self._is_step_due = False
         if not self._is_running:
             return
+        late_s = self._clock.monotonic_s() - self._timer_s
+        if late_s * 1000 > STALL_MS:
+            # This process stood still. The leader's messages may be waiting in a socket: hear them first.
+            logger.warning("was not run in time action=stalled node=%s late_ms=%d", self._node_id, round(late_s * 1000))
+            self._log.wait_anew()
+            self._disarm()
         try:
             self._advance()
         except Exception as error:  # noqa: BLE001 - the top of what time drives: logged, and the node stops
@@ -483,6 +484,11 @@ class RaftConsensus:
         # The library's time-outs fire only after their instant.
         self._timer_s = max(due_s, self._clock.monotonic_s()) + TIMER_SLACK_S
         self._timer = self._loop.call_later(self._timer_s - self._clock.monotonic_s(), self._on_timer)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def _make_snapshot(self) -> None:
         try:

@@ -71,13 +71,14 @@ class LoopClock:
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
-        self.paused_until_s = 0.0
+        self.ahead_s = 0.0
+        """Raised by a test when this node alone stood still: to it so much time has passed at once."""
 
     def monotonic_s(self) -> float:
-        return self._loop.now_s
+        return self._loop.now_s + self.ahead_s
 
     def monotonic_ms(self) -> int:
-        return int(self._loop.now_s * 1000)
+        return int(self.monotonic_s() * 1000)
 
     def wall_ms(self) -> int:
         return 1_700_000_000_000 + int(self._loop.now_s * 1000)

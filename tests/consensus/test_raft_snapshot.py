@@ -1,8 +1,11 @@
 """Snapshots: made beside traffic, the log behind them dropped, sent to whom the log no longer reaches."""
 
+import asyncio
+from collections.abc import Iterable
+
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.codec import Chunk, Message
-from tests.consensus.raft_kit import Cluster, cluster, run
+from tests.consensus.raft_kit import Cluster, LoopClock, cluster, run
 
 CONFIG = RaftConfig(snapshot_entries=40, segment_bytes=4096)
 
@@ -47,6 +50,29 @@ def test_a_follower_that_the_log_no_longer_reaches_is_sent_a_snapshot() -> None:
             c.kill(away)
             await c.start(away)
             assert await c.converged() == EXPECTED
+
+    run(scenario())
+
+
+def test_an_installation_that_takes_long_deposes_nobody() -> None:
+    async def scenario() -> None:
+        async with cluster(3, config=CONFIG) as c:
+            away = await leave_behind(c)
+            term = c.nodes[await c.leader()].status().epoch.number
+            await c.start(away)
+            state, clock = c.states[away], c.nodes[away]._clock
+            assert isinstance(clock, LoopClock)
+            restore = state.restore
+
+            def restore_slowly(chunks: Iterable[bytes]) -> None:
+                restore(chunks)
+                clock.ahead_s += 2
+
+            state.restore = restore_slowly  # type: ignore[method-assign]
+            assert await c.converged() == EXPECTED
+            await asyncio.sleep(1)
+            assert state.restored == 1
+            assert {node.status().epoch.number for node in c.nodes.values()} == {term}
 
     run(scenario())
 
