@@ -24,8 +24,11 @@ class LeaderWait:
         self._waiting.append(woken)
         if self._timer is None:
             self._timer = loop.call_later(LOOK_S, self._look)
-        await asyncio.wait({woken}, timeout=wait_s)
-        woken.cancel()
+        try:
+            await asyncio.wait({woken}, timeout=wait_s)
+        finally:
+            # Also when the client is gone: nobody else takes it off the list while nobody leads.
+            woken.cancel()
 
     def _look(self) -> None:
         self._timer = None

@@ -24,12 +24,17 @@ async def pipe_to_cluster(call: Call, protocol: str, frame_bytes_max: int) -> we
     near = web.WebSocketResponse(protocols=(protocol,), heartbeat=PING_S, max_msg_size=frame_bytes_max, compress=False)
     try:
         await near.prepare(call.request)
-        ways = [asyncio.create_task(_carry(near, far)), asyncio.create_task(_carry(far, near))]
-        stopping = asyncio.create_task(call.service.stopping.wait())
-        _, pending = await asyncio.wait([*ways, stopping], return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        ends = [
+            asyncio.create_task(_carry(near, far), name="pipe-to-cluster"),
+            asyncio.create_task(_carry(far, near), name="pipe-to-client"),
+            asyncio.create_task(call.service.stopping.wait(), name="pipe-stopping"),
+        ]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in ends:
+                task.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
         await near.close(code=CLOSE_RESTART, message=b"the cluster's end of this stream is gone")
     finally:
         await far.close()

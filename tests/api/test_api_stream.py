@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from socket import SHUT_RDWR
 from typing import Any
 
 import aiohttp
@@ -323,6 +324,21 @@ async def test_a_worker_pipes_its_stream_to_the_cluster(cluster: FakeCluster, di
     caller = await dial.to(worker)
     await caller.send(*[[i, "add", SELFPLAY] for i in range(20)])
     assert {status for status, _ in (await caller.answers(20)).values()} == {200}
+
+
+async def test_a_pipe_leaves_nothing_behind_when_its_client_goes(cluster: FakeCluster, dial: Dial) -> None:
+    worker = await cluster.add_node("w1", is_worker=True)
+    worker.cluster_addresses = [cluster.nodes["n2"].url]
+    caller = await dial.to(worker)
+    await caller.send([1, "add", SELFPLAY])
+    await caller.answers(1)
+
+    def piping() -> int:
+        return sum(1 for task in asyncio.all_tasks() if task.get_name().startswith("pipe-"))
+
+    assert piping() == 3
+    caller.socket.get_extra_info("socket").shutdown(SHUT_RDWR)
+    await until(lambda: piping() == 0)
 
 
 async def test_a_node_that_stops_closes_its_streams(node: FakeNode, dial: Dial) -> None:
