@@ -338,6 +338,7 @@ async def test_a_pipe_leaves_nothing_behind_when_its_client_goes(cluster: FakeCl
 
     assert piping() == 3
     caller.socket.get_extra_info("socket").shutdown(SHUT_RDWR)
+    await caller.socket.receive(5)  # its own end has noticed, too
     await until(lambda: piping() == 0)
 
 
