@@ -205,7 +205,7 @@ class Choice:
     def explain(self, value: object, pointer: str, faults: list[Fault]) -> None:
         if type(value) is not str or value not in self.words:
             near = nearest(value, self.words) if isinstance(value, str) else None
-            hint = f"; did you mean {near!r}?" if near else ""
+            hint = f"; did you mean {str(near)!r}?" if near else ""
             faults.append(Fault(pointer, f"{shown(value)} is none of {', '.join(self.words)}{hint}"))
 
     def json_schema(self) -> dict[str, Any]:

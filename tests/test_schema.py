@@ -30,6 +30,7 @@ from ringraft.schema import (
     String,
     nearest,
 )
+from ringraft.state.model import WorkState
 
 THING = Object(
     {
@@ -136,6 +137,11 @@ def test_accepts_faults_and_json_schema_agree(value: object) -> None:
         assert any("must be an integer" in fault.message for fault in CHECKER.faults(value))
     else:
         assert is_valid == is_fit
+
+
+def test_the_nearest_word_of_an_enumeration_is_told_plainly() -> None:
+    (fault,) = Checker(Choice(tuple(WorkState))).faults("PENDNG")
+    assert fault.message.endswith("did you mean 'PENDING'?")
 
 
 def test_exactly_one_of_is_checked() -> None:

@@ -54,7 +54,6 @@ def build_app(node: ServedNode, credentials: Credentials | None = None) -> web.A
     """
     service = Service(node, credentials)
     service.upstream = Upstream(service)
-    service.begin()
     gate = Gate(service)
 
     @web.middleware

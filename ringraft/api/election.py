@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ringraft.api import rfc3339, shapes
+from ringraft.api import shapes
 from ringraft.api.auth import Role
 from ringraft.api.call import Call, Reply
 from ringraft.api.forward import NoAnswer, NotSent, Passed
@@ -47,15 +47,7 @@ async def election_status(call: Call) -> Reply:
         ],
         "quorum_size": len(rows) // 2 + 1,
         "in_progress": status.role is LogRole.CANDIDATE or status.acting_leader_id is None,
-        "last_elections": [
-            {
-                "at": rfc3339.text(event.at_wall_ms),
-                "reason": event.data.get("reason"),
-                "duration_s": event.data.get("duration_s"),
-                "winner": event.data.get("leader_id"),
-            }
-            for event in reversed(call.service.elections)
-        ],
+        "last_elections": call.node.last_elections(),
     }
     return Reply(body)
 
@@ -139,7 +131,7 @@ def routes() -> list[Route]:
         "voters": [{"node_id": "n1", "priority": 0, "last_contact_s": 0.0, "up_to_date": True}],
         "quorum_size": 2,
         "in_progress": False,
-        "last_elections": [{"at": AT, "reason": None, "duration_s": None, "winner": "n1"}],
+        "last_elections": [{"at": AT, "reason": "no_leader", "duration_s": 0.412, "winner": "n1"}],
     }
     lease = shape({"name": TEXT, "holder": TEXT_OR_NULL, "epoch": COUNT, "expires_in_s": NUMBER})
     return [

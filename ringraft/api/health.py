@@ -12,6 +12,8 @@ from ringraft.api.call import Call, Reply
 from ringraft.api.problems import RETRY_AFTER_S
 from ringraft.api.route import Answer, Consistency, Route
 from ringraft.api.shapes import COUNT, FLAG, NUMBER, PEER_EXAMPLE, TEXT, TEXT_OR_NULL, listed, ref, shape, word
+from ringraft.consensus.base import Role as LogRole
+from ringraft.consensus.base import Status, VoterStatus
 from ringraft.membership.base import Member
 from ringraft.settings.tree import NodeEntry
 
@@ -172,22 +174,41 @@ def voters(call: Call) -> list[dict[str, Any]]:
     members = call.node.membership.members()
     rows = []
     for node_id in sorted({*known, service.node_id}):
-        voter, is_own = known.get(node_id), node_id == service.node_id
-        index = status.last_index if is_own else voter.match_index if voter is not None else 0
+        voter, member, is_own = known.get(node_id), members.get(node_id), node_id == service.node_id
+        applied, reached = _progress(status, voter, member, node_id)
         role = status.role.value if is_own else "leader" if node_id == status.acting_leader_id else "follower"
         rows.append(
             {
                 "node_id": node_id,
                 "url": service.leader_url(node_id),
                 "role": role,
-                "applied_index": status.applied_index if is_own else index,
-                "behind": max(0, status.last_index - index),
-                "last_contact_s": 0.0 if is_own else voter.last_contact_s if voter is not None else None,
-                "priority": _priority(call, members.get(node_id), node_id),
+                "applied_index": applied,
+                "behind": max(0, status.last_index - reached),
+                "last_contact_s": 0.0 if is_own else _last_contact_s(voter, member),
+                "priority": _priority(call, member, node_id),
                 "alive": is_own or (voter is not None and voter.connected),
             }
         )
     return rows
+
+
+def _progress(status: Status, voter: VoterStatus | None, member: Member | None, node_id: str) -> tuple[int, int]:
+    """(applied, held) of a voter's log: the leader knows of all, the others what they heard with heartbeats."""
+    if node_id == status.node_id:
+        return status.applied_index, status.last_index
+    if status.role is LogRole.LEADER:
+        held = voter.match_index if voter is not None else 0
+        return held, held
+    if node_id == status.acting_leader_id:
+        return status.commit_index, status.last_index
+    applied = (member.applied_index or 0) if member is not None else 0
+    return applied, applied
+
+
+def _last_contact_s(voter: VoterStatus | None, member: Member | None) -> float | None:
+    if voter is not None and voter.last_contact_s is not None:
+        return voter.last_contact_s
+    return member.last_seen_s if member is not None else None
 
 
 def _priority(call: Call, member: Member | None, node_id: str) -> int | None:

@@ -35,6 +35,7 @@ _REPORT = {
     "gpus": Field(Array(Anything(), GPUS_MAX), required=True),
     "left": Field(Boolean(), "It says goodbye."),
     "priority": Field(Nullable(Integer()), "Who is asked first to lead when a choice exists."),
+    "applied_index": Field(Nullable(Integer()), "How far its log is applied."),
 }
 HEARTBEAT = Object(
     {

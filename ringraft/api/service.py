@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ringraft.api.auth import Credentials, HostRule, host_names
@@ -20,16 +18,13 @@ from ringraft.api.served import ServedNode
 from ringraft.api.submission import Submission, Verb
 from ringraft.consensus.base import Indeterminate, NotLeader, Role, Status, Unavailable
 from ringraft.node.replica import WaitersFull
-from ringraft.state.model import Command, Done, Event, Outcome, Rejected
+from ringraft.state.model import Command, Done, Outcome, Rejected
 
 if TYPE_CHECKING:
     from ringraft.api.stream import StreamCall
 
 WORTH_WAITING = frozenset({"no_leader", "no_quorum", "starting"})
 """Refusals that a new leader ends; the others stay until somebody does something."""
-
-ELECTIONS_KEPT = 16
-EVENTS_PER_LOOK = 4096
 
 
 class Upstream(Protocol):
@@ -58,26 +53,8 @@ class Service:
         self.host_rule = HostRule(host_names([*own, *settings.cluster.voters.values(), *settings.cluster.join]))
         self.upstream: Upstream
         self.event_readers = 0
-        self.elections: deque[Event] = deque(maxlen=ELECTIONS_KEPT)
-        """The newest epochs begun, oldest first."""
         self.stopping = asyncio.Event()
         """Set when the application shuts down: streams and long polls end."""
-
-    def begin(self) -> None:
-        """Take up what listens to the log; once, when the replica is there."""
-        replica = self.node.replica
-        if replica is None:
-            return
-        ring, seq = replica.events, 0
-        while page := ring.since(seq, EVENTS_PER_LOOK).events:
-            seq = page[-1].seq
-            self._remember(page)
-        replica.listen(lambda applied: self._remember(applied.events))
-
-    def _remember(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if event.type == "LEADER_ELECTED":
-                self.elections.append(event)
 
     @property
     def is_member(self) -> bool:

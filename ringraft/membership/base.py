@@ -36,6 +36,8 @@ class Member:
     """How requests get there; through whom it was heard is something else."""
     priority: int | None = None
     """``node.priority`` of that node; None when it did not say."""
+    applied_index: int | None = None
+    """How far its log was applied when it was last heard; None when it did not say."""
 
     def view(self) -> dict[str, Any]:
         """The form that ``/peers`` shows."""

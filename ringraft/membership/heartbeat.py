@@ -68,6 +68,7 @@ class HeartbeatMembership:
         leader: Callable[[], Leader],
         raise_incarnation: Callable[[int], Awaitable[int]],
         resources: Callable[[], Mapping[str, Any]],
+        applied_index: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._cluster_id = cluster_id
         self._others = {node_id: address for node_id, address in voters.items() if node_id != own.node_id}
@@ -77,6 +78,7 @@ class HeartbeatMembership:
         self._leader = leader
         self._raise_incarnation = raise_incarnation
         self._resources = resources
+        self._applied_index = applied_index
         self._started_s = clock.monotonic_s()
         self._table = MemberTable(own=own, voters=voters, timers=timers, now_s=self._started_s)
         self._watchers = Watchers()
@@ -139,7 +141,8 @@ class HeartbeatMembership:
     # Inside.
 
     def _present(self, *, left: bool) -> Report:
-        fresh = replace(self._table.own.with_load(self._resources()), left=left)
+        own = self._table.own.with_load(self._resources())
+        fresh = replace(own, left=left, applied_index=self._applied_index())
         self._table.present(fresh)
         return fresh
 

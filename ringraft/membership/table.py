@@ -57,6 +57,8 @@ class Report:
     left: bool = False
     priority: int | None = None
     """``node.priority``, so that every node orders the candidates alike."""
+    applied_index: int | None = None
+    """How far its log is applied; None where no log is kept."""
 
     def with_load(self, load: Mapping[str, Any]) -> Report:
         """The same report with the machine's load as of now; ``load`` holds ``gpus`` beside the figures."""
@@ -208,6 +210,7 @@ class MemberTable:
             gpus=report.gpus,
             version=report.version,
             priority=report.priority,
+            applied_index=report.applied_index,
         )
 
     def _never_heard(self, node_id: str, now_s: float) -> Member:

@@ -1,9 +1,9 @@
 """Heartbeats as JSON: what a node sends, and what it is answered.
 
 A heartbeat: ``{cluster_id, node_id, data_id, incarnation, roles, addresses, version, resources, gpus,
-left, priority, view, heard: [{…a report…, age_s}]}``. The answer: ``{accepted, reason, known_incarnation,
-cluster_id, node_id, leader_id, leader_url, term, view, members}``; ``members`` is null when the sender's
-``view`` is the newest already.
+left, priority, applied_index, view, heard: [{…a report…, age_s}]}``. The answer: ``{accepted, reason,
+known_incarnation, cluster_id, node_id, leader_id, leader_url, term, view, members}``; ``members`` is null
+when the sender's ``view`` is the newest already.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def report_fields(report: Report) -> dict[str, Any]:
         "gpus": list(report.gpus),
         "left": report.left,
         "priority": report.priority,
+        "applied_index": report.applied_index,
     }
 
 
@@ -128,7 +129,8 @@ def _report(body: Mapping[str, Any]) -> Report:
         resources=_flat(body, "resources"),
         gpus=tuple(_listed(body, "gpus", GPUS_MAX)),
         left=body.get("left") is True,
-        priority=None if body.get("priority") is None else _integer(body, "priority"),
+        priority=_integer_or_none(body, "priority"),
+        applied_index=_integer_or_none(body, "applied_index"),
     )
 
 
@@ -168,6 +170,10 @@ def _integer(body: Mapping[str, Any], name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53:
         raise BadHeartbeat(f"{name}: must be a whole number from 0 to 2^53 - 1")
     return value
+
+
+def _integer_or_none(body: Mapping[str, Any], name: str) -> int | None:
+    return None if body.get(name) is None else _integer(body, name)
 
 
 def _number(body: Mapping[str, Any], name: str) -> float:

@@ -336,6 +336,7 @@ class Node:
             )
             return
         assert self.identity.cluster_id is not None
+        consensus = self.voter.consensus
         self.membership = HeartbeatMembership(
             own=own,
             cluster_id=self.identity.cluster_id,
@@ -346,6 +347,7 @@ class Node:
             leader=self.leader,
             raise_incarnation=self._raise_incarnation,
             resources=self.load.resources,
+            applied_index=lambda: consensus.status().applied_index,
         )
 
     async def _raise_incarnation(self, known: int) -> int:

@@ -31,6 +31,7 @@ from ringraft.node.replica import Replica
 from ringraft.state.commands import Begin, Configure
 from ringraft.state.machine import StateMachine
 from ringraft.state.model import Command, Entry, Epoch, Outcome
+from ringraft.state.view import rfc3339
 
 SECRET = "correct-horse-battery-staple-0123456789"
 
@@ -206,6 +207,13 @@ class FakeNode:
 
     def status_fields(self) -> dict[str, Any]:
         return {"background_loops": {}}
+
+    def last_elections(self) -> list[dict[str, Any]]:
+        events = [event for event in self.replica.events.since(0, 4096).events if event.type == "LEADER_ELECTED"]
+        return [
+            {"at": rfc3339(event.at_wall_ms), "reason": None, "duration_s": None, "winner": event.data["leader_id"]}
+            for event in reversed(events)
+        ]
 
     def resources(self) -> dict[str, Any]:
         return {"cpu_percent": 1.0, "memory_percent": 2.0, "disk_percent": 3.0, "gpus": []}
