@@ -211,6 +211,20 @@ async def test_garbage_after_the_proof_ends_the_connection(one: Served) -> None:
     assert [message for _, message in one.ear.messages] == [TimeoutNow(1)]
 
 
+async def test_a_peer_that_gave_up_before_it_was_accepted_is_no_fault(
+    one: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = (
+        "GET /raft/connect HTTP/1.1\r\nHost: n1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", one.port)) as gone:
+            gone.sendall(request.encode())
+    await asyncio.sleep(0.2)
+    assert not [record for record in caplog.records if record.name == "aiohttp.server"]
+
+
 async def test_a_newer_connection_replaces_the_older() -> None:
     served = await links("n1", free_ports(2)).start()
     older = await proven(served)

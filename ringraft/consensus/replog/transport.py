@@ -264,10 +264,13 @@ class PeerLinks:
     async def accept_peer(self, request: web.Request) -> web.StreamResponse:
         """Take an upgraded connection from a peer; returns when it ends."""
         socket = web.WebSocketResponse(compress=False, heartbeat=PING_S, max_msg_size=FRAME_BYTES_MAX)
-        await socket.prepare(request)
         try:
+            await socket.prepare(request)
             async with asyncio.timeout(HANDSHAKE_S):
                 peer_id = await self._prove_accepting(socket)
+        except ConnectionResetError:
+            # It dialled while this process stood still, and gave up; nobody reads this answer.
+            raise web.HTTPRequestTimeout from None
         except (HandshakeError, TimeoutError) as error:
             logger.warning("peer refused action=link_refused node=%s from=%s: %s", self._node_id, request.remote, error)
             await socket.close()
