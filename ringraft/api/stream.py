@@ -205,11 +205,9 @@ class Connection:
     def _checked_text(self, body: Any) -> str:
         """The canonical text of a body that holds nothing JSON cannot say."""
         try:
-            text = strictjson.canonical(body)
-            strictjson.check_packed(text, body, depth_max=self._depth_max)
+            return strictjson.canonical_packed(body, depth_max=self._depth_max)
         except strictjson.NotStrict as error:
             raise Problem("bad_json", str(error)) from None
-        return text
 
     def _answer(self, seq: int, problem: Problem) -> None:
         self._put(seq, *problem_answer(self._service, problem))

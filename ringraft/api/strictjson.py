@@ -31,12 +31,14 @@ def parse(raw: bytes, *, depth_max: int) -> Any:
         raise NotStrict(f"the body is not UTF-8 at byte {error.start}") from None
     if text.startswith("\ufeff"):
         raise NotStrict("the body begins with a byte order mark")
-    if text.count("{") + text.count("[") > depth_max:
-        _check_depth(text, depth_max)
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise NotStrict(f"{error.msg} at line {error.lineno} column {error.colno}") from None
+    except RecursionError:
+        raise _too_deep(depth_max) from None
+    if text.count("{") + text.count("[") > depth_max:
+        _check_depth(value, depth_max)
     if "\\u" in text:
         _check_surrogates(value)
     return value
@@ -50,12 +52,13 @@ def canonical(value: Any) -> str:
         raise NotStrict(f"the body holds what JSON cannot say: {error}") from None
 
 
-def check_packed(text: str, value: Any, *, depth_max: int) -> None:
-    """Hold a value that came as msgpack to the same rules; ``text`` is its canonical form."""
-    if text.count("{") + text.count("[") > depth_max:
-        _check_depth(text, depth_max)
+def canonical_packed(value: Any, *, depth_max: int) -> str:
+    """The canonical text of a value that came as msgpack, held to the same rules. Raises NotStrict."""
+    _check_depth(value, depth_max)
+    text = canonical(value)
     if _LONG_NUMBER.search(text):
         _check_integers(value)
+    return text
 
 
 def dump(value: Any) -> bytes:
@@ -103,20 +106,27 @@ _DECODER = json.JSONDecoder(
 # Made once: json.dumps makes a new one for every call with options.
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _PLAIN = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_NESTING = frozenset({dict, list})
 _LONG_NUMBER = re.compile(r"[0-9]{16}")
 
 
-def _check_depth(text: str, depth_max: int) -> None:
-    depth = 0
-    for found in _STRING_OR_BRACKET.finditer(text):
-        match found.group()[0]:
-            case "{" | "[":
-                depth += 1
-                if depth > depth_max:
-                    raise NotStrict(f"the body nests deeper than {depth_max} levels")
-            case "}" | "]":
-                depth -= 1
+def _check_depth(value: Any, depth_max: int) -> None:
+    # Level by level, so that the cost is one look at each value and no call for any.
+    level, depth = [value] if type(value) in _NESTING else [], 0
+    while level:
+        depth += 1
+        if depth > depth_max:
+            raise _too_deep(depth_max)
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) in _NESTING
+        ]
+
+
+def _too_deep(depth_max: int) -> NotStrict:
+    return NotStrict(f"the body nests deeper than {depth_max} levels")
 
 
 def _check_surrogates(value: Any) -> None:
