@@ -43,7 +43,7 @@ class Scenario:
 SCENARIOS = tuple(
     Scenario(f"{transport}-{in_flight}" + ("" if per_call == 1 else f"x{per_call}"), transport, in_flight, per_call)
     for transport in ("stream", "http")
-    for in_flight, per_call in ((1, 1), (16, 1), (64, 1), (4, 100))
+    for in_flight, per_call in ((1, 1), (16, 1), (64, 1), (16, 100))
 )
 
 
