@@ -48,7 +48,7 @@ def check_item(tables: Tables, item: Item) -> None:
         assert grant.token // TOKENS_PER_ENTRY <= tables.index, f"{name} has a token of the future"
         assert all(entry.token <= grant.token for entry in item.history), f"{name} has history past its token"
     if item.state is WorkState.BLOCKED and not tables.agenda:
-        state = unblocked_state(item.spec, lambda one: found.state if (found := tables.items.get(one)) else None)
+        state = unblocked_state(item.spec, tables.dependency_state)
         assert state is WorkState.BLOCKED, f"{name} is BLOCKED where it should be {state}"
     assert len(item.history) <= tables.limits.history_max, f"{name} has too long a history"
 

@@ -10,8 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ringraft.state.indexes import Indexes
-from ringraft.state.model import Epoch, Limits, Outcome
-from ringraft.state.records import AgendaRecord, ClassKey, ClassRecord, Item, KeyId, KeyRecord, NodeRecord, ShapeKey
+from ringraft.state.model import Epoch, Limits, Outcome, WorkState
+from ringraft.state.records import (
+    BIRTHS_PER_ENTRY,
+    AgendaRecord,
+    ClassKey,
+    ClassRecord,
+    Item,
+    ItemSpec,
+    KeyId,
+    KeyRecord,
+    NodeRecord,
+    ShapeKey,
+)
 
 
 class Tables:
@@ -55,6 +66,22 @@ class Tables:
 
     def item(self, work_id: str) -> Item | None:
         return self.items.get(work_id.lower())
+
+    def dependency(self, spec: ItemSpec, name: str) -> Item | None:
+        """The item that ``spec`` depends on under this name; None when it has retired.
+
+        A dependency was there when the dependent was added, or came with it. A younger item is another
+        one that took the name of a retired one: waiting for it could close a circle.
+        """
+        item = self.items.get(name)
+        if item is None or item.spec.seq // BIRTHS_PER_ENTRY > spec.seq // BIRTHS_PER_ENTRY:
+            return None
+        return item
+
+    def dependency_state(self, spec: ItemSpec, name: str) -> WorkState | None:
+        """The state of ``dependency``."""
+        item = self.dependency(spec, name)
+        return item.state if item is not None else None
 
 
 class At:

@@ -228,7 +228,7 @@ def _dependency_reasons(tables: Tables, one: Item) -> Iterator[tuple[str, str]]:
     waits: list[str] = []
     broken: list[str] = []
     for name in one.spec.dependencies:
-        dependency = tables.items.get(name)
+        dependency = tables.dependency(one.spec, name)
         if dependency is None or dependency.state is WorkState.COMPLETED:
             continue
         (broken if dependency.state in FINAL else waits).append(f"{name} ({dependency.state.value})")

@@ -55,6 +55,8 @@ class Grant:
     timeout_log_ms: int | None = None
     ended: str | None = None
     """How the lease ended; None while it lives."""
+    is_spent: bool = False
+    """The end of the lease has spent the attempt."""
     answers: dict[str, Done] = field(default_factory=dict)
     """The first answer of each verb that this token was accepted for."""
 
@@ -327,7 +329,9 @@ class NaiveQueue:
 
     def _standing(self, item: Item) -> WorkState:
         """PENDING, BLOCKED or CANCELLED: what its dependencies make of an item that nobody holds."""
-        states = [self.items[name].state for name in depends_on(item) if name in self.items]
+        # A younger item is another one that took the name of a retired one.
+        there = [self.items[name] for name in depends_on(item) if name in self.items]
+        states = [one.state for one in there if one.seq // 4096 <= item.seq // 4096]
         unmet = [state for state in states if state is not WorkState.COMPLETED]
         is_broken = any(state in FINAL for state in unmet)
         if item.new.on_dependency_failure == "cancel" and is_broken:
@@ -578,11 +582,13 @@ class NaiveQueue:
     def _spend(self, item: Item, outcome: str, by: tuple[str, int] | None = None, is_last: bool = False) -> None:
         """One attempt went wrong; the item goes back to PENDING while it has another."""
         self._note(item, outcome)
-        item.attempt += 1
+        assert item.grant is not None
+        if not item.grant.is_spent:  # a late fail after an expiry that spent it already
+            item.attempt += 1
+            item.grant.is_spent = True
         if is_last or item.attempt >= item.new.max_attempts:
             self._finish(item, WorkState.FAILED, by)
-            if item.grant:
-                item.grant.ended = outcome
+            item.grant.ended = outcome
         else:
             self._free(item, outcome)
 
@@ -606,7 +612,8 @@ class NaiveQueue:
     def _note(self, item: Item, outcome: str) -> None:
         assert item.grant is not None
         node_id, token = item.grant.node_id, item.grant.token
-        entry = {"attempt": item.attempt + 1, "node_id": node_id, "token": token, "outcome": outcome}
+        attempt = item.attempt + (0 if item.grant.is_spent else 1)
+        entry = {"attempt": attempt, "node_id": node_id, "token": token, "outcome": outcome}
         item.history = [*item.history, {**entry, "at_wall_ms": self.wall_ms}][-self.limits.history_max :]
 
     # -- cancel, retry, nodes ----------------------------------------------------------------------------------

@@ -443,7 +443,6 @@ def test_backoff_doubles_to_its_cap_and_is_over_when_it_says(fails: int, count: 
         assert queue.machine.could_claim(ops.Claim("n1", None, 1, None, None))
 
 
-@pytest.mark.xfail(reason="a retry binds a retired dependency's name to the new item that has it", strict=False)
 def test_a_retry_closes_no_cycle_of_dependencies() -> None:
     queue = Queue()
     queue.done(ops.Add(new_item("a")))

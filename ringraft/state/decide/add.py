@@ -210,8 +210,9 @@ class Births:
             state = unblocked_state(item.spec, self._state_of) if item.spec.dependencies else WorkState.PENDING
             self.news.append(("WORK_ADDED", news_of(item.spec)))
             if state is WorkState.CANCELLED:
-                broken = next(n for n in item.spec.dependencies if self._state_of(n) in BROKEN)
-                item, news = cancelled(item, at, limits, f"its dependency {broken} is {self._state_of(broken)}")
+                broken = next(n for n in item.spec.dependencies if self._state_of(item.spec, n) in BROKEN)
+                told = f"its dependency {broken} is {self._state_of(item.spec, broken)}"
+                item, news = cancelled(item, at, limits, told)
                 self.news.append(news)
             else:
                 item = place(item, state, at)
@@ -225,7 +226,7 @@ class Births:
                 answer["index"] = at.index
                 answer["warnings"] = [why] if why is not None else []
 
-    def _state_of(self, name: str) -> WorkState | None:
+    def _state_of(self, _: ItemSpec, name: str) -> WorkState | None:
         done = self._finishing
         if done is not None and done.spec.id == name:
             return WorkState.COMPLETED

@@ -6,7 +6,7 @@ from ringraft.state import commands as ops
 from ringraft.state.decide.add import BROKEN, full
 from ringraft.state.decide.item import cancelled, news_of, place, unblocked_state
 from ringraft.state.model import Done, Rejected, WorkState
-from ringraft.state.records import Grant, Item, KeyRecord
+from ringraft.state.records import Grant, Item, ItemSpec, KeyRecord
 from ringraft.state.tables import At, Decision, News, Tables
 
 
@@ -64,12 +64,12 @@ def retry(tables: Tables, op: ops.Retry, at: At) -> Decision | Rejected:
     if fault is not None:
         return fault
 
-    def state_of(name: str) -> WorkState | None:
+    def state_of(spec: ItemSpec, name: str) -> WorkState | None:
+        dependency = tables.dependency(spec, name)
+        if dependency is None:
+            return None
         # Those that come back together count as live for each other, in whatever order they were added.
-        if name in back:
-            return WorkState.PENDING
-        item = tables.items.get(name)
-        return item.state if item is not None else None
+        return WorkState.PENDING if name in back else dependency.state
 
     items: dict[str, Item | None] = {}
     news: list[News] = []
@@ -77,8 +77,9 @@ def retry(tables: Tables, op: ops.Retry, at: At) -> Decision | Rejected:
         state = unblocked_state(item.spec, state_of)
         fresh = item._replace(attempt=0, error=None, end=None, grant=_over(item.grant))
         if state is WorkState.CANCELLED:
-            broken = next(one for one in item.spec.dependencies if state_of(one) in BROKEN)
-            items[name], event = cancelled(fresh, at, tables.limits, f"its dependency {broken} is {state_of(broken)}")
+            broken = next(one for one in item.spec.dependencies if state_of(item.spec, one) in BROKEN)
+            told = f"its dependency {broken} is {state_of(item.spec, broken)}"
+            items[name], event = cancelled(fresh, at, tables.limits, told)
             news.append(event)
         else:
             # The state changes in place(), which compares with the present one.

@@ -27,13 +27,13 @@ def lease_news(spec: ItemSpec, grant: Grant) -> dict[str, Any]:
     return data
 
 
-def unblocked_state(spec: ItemSpec, state_of: Callable[[str], WorkState | None]) -> WorkState:
+def unblocked_state(spec: ItemSpec, state_of: Callable[[ItemSpec, str], WorkState | None]) -> WorkState:
     """PENDING, BLOCKED or CANCELLED: what the present states of its dependencies make of a live item
     without a lease. A dependency that is gone is nothing to wait for."""
     policy = spec.new.on_dependency_failure
     result = WorkState.PENDING
     for name in spec.dependencies:
-        state = state_of(name)
+        state = state_of(spec, name)
         if state is None or state is WorkState.COMPLETED:
             continue
         if state in FINAL:
@@ -88,11 +88,19 @@ def cancelled(item: Item, at: At, limits: Limits, reason: str | None = None) -> 
     return done, ("WORK_CANCELLED", data)
 
 
+def ordinal(item: Item) -> int:
+    """Which attempt the newest grant is, from 1. An expiry that found it started has spent it already."""
+    grant = item.grant
+    assert grant is not None
+    is_spent = grant.verdict == "expired" and grant.started_log_ms is not None
+    return item.attempt if is_spent else item.attempt + 1
+
+
 def longer(item: Item, at: At, limits: Limits, outcome: str, reason: str | None = None) -> tuple[HistoryEntry, ...]:
     """The item's history with the end of its newest grant; the oldest entries go beyond the limit."""
     grant = item.grant
     assert grant is not None
-    entry = HistoryEntry(item.attempt + 1, grant.node_id, grant.token, outcome, reason, at.wall_ms)
+    entry = HistoryEntry(ordinal(item), grant.node_id, grant.token, outcome, reason, at.wall_ms)
     return (*item.history, entry)[-limits.history_max :]
 
 
@@ -119,7 +127,7 @@ def spent(
     grant = item.grant
     assert grant is not None
     history = longer(item, at, limits, outcome, reason)
-    attempt = item.attempt + 1
+    attempt = ordinal(item)
     if is_last or attempt >= item.spec.new.max_attempts:
         verdict = "failed" if verb else outcome
         end = End(at.wall_ms, at.log_ms + limits.retention_ms, verb, grant.token if verb else None)

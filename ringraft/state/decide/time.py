@@ -108,10 +108,7 @@ def settle(tables: Tables, agenda: AgendaRecord, count_max: int, at: At) -> tupl
         # Gone or taken back by a retry meanwhile: who has not heard of the end need not.
         return Decision(Done({}), agenda={order: None}), 0
 
-    def state_of(name: str) -> WorkState | None:
-        item = tables.items.get(name)
-        return item.state if item is not None else None
-
+    state_of = tables.dependency_state
     items: dict[str, Item | None] = {}
     news: list[News] = []
     for _, name in told:
@@ -120,8 +117,8 @@ def settle(tables: Tables, agenda: AgendaRecord, count_max: int, at: At) -> tupl
             continue
         state = unblocked_state(item.spec, state_of)
         if state is WorkState.CANCELLED:
-            broken = next(one for one in item.spec.dependencies if state_of(one) in BROKEN)
-            reason = f"its dependency {broken} is {state_of(broken)}"
+            broken = next(one for one in item.spec.dependencies if state_of(item.spec, one) in BROKEN)
+            reason = f"its dependency {broken} is {state_of(item.spec, broken)}"
             items[name], event = cancelled(item, at, tables.limits, reason)
             news.append(event)
         elif state is WorkState.PENDING:
