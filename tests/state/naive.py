@@ -180,6 +180,7 @@ class NaiveQueue:
         self.grants_in_entry = 0
         self.additions_in_entry = 0
         self._let_time_pass()
+        self._forget_dead_classes()
         outcomes = [self._command(c, s, entry.epoch) for c, s in zip(entry.commands, seen, strict=True)]
         self._settle()
         return outcomes
