@@ -98,7 +98,8 @@ class Limits:
     classes_max: int = 4096
     nodes_max: int = 4096
     node_leases_max: int = 4096
-    keys_max: int = 1_000_000
+    keys_max: int = 2_500_000
+    """Above ``items_max``: every item may have come with a key of its own, and claims have some too."""
     history_max: int = 16
     error_chars_max: int = 4096
     key_grace_ms: int = 120_000
