@@ -109,12 +109,17 @@ class Remembered:
     answer: Callable[[], Done]
 
 
+Faults = tuple[tuple[str, str], ...]
+"""(code, JSON pointer into the request) of everything that is wrong with what is to be added."""
+
+
 class Refused(Exception):
     """A command changes nothing. Where several things are wrong with it, any of their codes may be the answer's."""
 
-    def __init__(self, *codes: str, **members: Any) -> None:
-        super().__init__(*codes)
-        self.codes = codes
+    def __init__(self, code: str, faults: Faults = (), **members: Any) -> None:
+        super().__init__(code)
+        self.code = code
+        self.faults = faults
         self.members = members
 
 
@@ -197,8 +202,7 @@ class NaiveQueue:
         try:
             outcome = self._decide(command.op, seen, epoch)
         except Refused as refused:
-            other_codes = tuple((code, "another fault of the same command") for code in refused.codes[1:])
-            return Rejected(refused.codes[0], "", other_codes, refused.members)
+            return Rejected(refused.code, "", refused.faults, refused.members)
         if key is not None:
             self._remember(key, command.op, outcome)
         self._forget_dead_classes()
@@ -352,31 +356,37 @@ class NaiveQueue:
 
     def _add(self, op: ops.Add, seen: Outcome) -> Done:
         chosen = seen.value.get("work_id") if isinstance(seen, Done) else None
-        [(status, item)] = self._add_all([op.item], [chosen], None)
+        [(status, item)] = self._add_all([op.item], [""], [chosen], None)
         if status == "exists":
             return Done({"status": status, "work_id": item.work_id})
         return Done({"status": status, "work_id": item.work_id, "state": item.state, "index": self.index})
 
     def _add_batch(self, op: ops.AddBatch, seen: Outcome) -> Done:
         chosen = [one.get("work_id") for one in seen.value["items"]] if isinstance(seen, Done) else []
-        added = self._add_all(op.items, chosen, None)
+        added = self._add_all(op.items, [f"/items/{n}" for n in range(len(op.items))], chosen, None)
         return Done({"items": [{"status": status, "work_id": item.work_id} for status, item in added]})
 
     def _add_all(
-        self, news: Sequence[NewItem], chosen: Sequence[str | None], parent: str | None, then: NewItem | None = None
+        self,
+        news: Sequence[NewItem],
+        pointers: Sequence[str],
+        chosen: Sequence[str | None],
+        parent: str | None,
+        then: NewItem | None = None,
     ) -> list[tuple[str, Item]]:
         """Add all of them or none; ``then`` last, after all the others. ``chosen`` has the machine's ids."""
         added: list[tuple[str, Item]] = []
         fresh: dict[str, Item] = {}
-        faults: list[str] = []
+        standing: dict[str, str] = {}
+        faults: list[tuple[str, str]] = []
         for place, each in enumerate([*news, *([then] if then else [])]):
-            new = each
+            new, pointer = each, [*pointers, "/then"][place]
             if place == len(news):
                 new = replace(each, depends_on=tuple(dict.fromkeys((*each.depends_on, *(i.work_id for _, i in added)))))
             known = self.items | fresh
             taken = known.get(new.work_id.lower()) if new.work_id else None
             if taken is not None and (taken.new != new or taken.parent != parent):
-                faults.append("work_id_taken")
+                faults.append(("work_id_taken", f"{pointer}/work_id"))
                 continue
             twin = taken or self._live_with_key(new.unique_key, known.values())
             if twin is not None:
@@ -387,27 +397,31 @@ class NaiveQueue:
             item = Item(new, work_id, self.index * 4096 + self.additions_in_entry, parent, self.wall_ms)
             self.additions_in_entry += 1
             fresh[work_id.lower()] = item
+            standing[work_id.lower()] = pointer
             added.append(("added", item))
-        faults += self._faults(fresh)
+        faults += self._faults(fresh, standing)
         if faults:
-            raise Refused(*faults)
+            raise Refused(faults[0][0], tuple(faults))
+        if fresh and len(self.items | fresh) > self.limits.items_max:
+            raise Refused("queue_full")
         self.items |= fresh
         for item in fresh.values():
             self._place(item)
         return added
 
-    def _faults(self, fresh: dict[str, Item]) -> list[str]:
+    def _faults(self, fresh: dict[str, Item], standing: dict[str, str]) -> list[tuple[str, str]]:
+        """What is wrong with the items beside one another; ``standing`` says where each is in the request."""
         known = self.items | fresh
         faults = []
-        for item in fresh.values():
-            if any(name not in known for name in depends_on(item)):
-                faults.append("unknown_dependency")
-            if item.work_id.lower() in all_below(item, fresh):
-                faults.append("dependency_cycle")
+        for name, item in fresh.items():
+            pointer = standing[name]
+            for place, below in enumerate(depends_on(item)):
+                if below not in known:
+                    faults.append(("unknown_dependency", f"{pointer}/depends_on/{place}"))
+            if name in all_below(item, fresh):
+                faults.append(("dependency_cycle", f"{pointer}/depends_on"))
             if item.new.strict and not any(self._could_ever_run(node, item) for node in self.nodes.values()):
-                faults.append("unsatisfiable")
-        if fresh and len(known) > self.limits.items_max:
-            faults.append("queue_full")
+                faults.append(("unsatisfiable", f"{pointer}/requirements"))
         return faults
 
     def _could_ever_run(self, node: ops.RegisterNode, item: Item) -> bool:
@@ -501,7 +515,7 @@ class NaiveQueue:
             if not item.is_leased:
                 raise Refused("wrong_state")
         except Refused as refused:
-            return {"work_id": work_id, "ok": False, "code": refused.codes[0]}
+            return {"work_id": work_id, "ok": False, "code": refused.code}
         grant.expires_log_ms = self.log_ms + grant.lease_ms
         grant.expires_wall_ms = self.wall_ms + grant.lease_ms
         if ref.progress is not None:
@@ -524,7 +538,8 @@ class NaiveQueue:
         shown = seen.value if isinstance(seen, Done) else {"spawned": [], "then": None}
         state, item.state = item.state, WorkState.COMPLETED  # the spawned may depend on it or take its unique key
         try:
-            added = self._add_all(op.spawn, [*shown["spawned"], shown["then"]], item.work_id, op.then)
+            pointers = [f"/spawn/{n}" for n in range(len(op.spawn))]
+            added = self._add_all(op.spawn, pointers, [*shown["spawned"], shown["then"]], item.work_id, op.then)
         except Refused:
             item.state = state
             raise
@@ -540,7 +555,7 @@ class NaiveQueue:
         try:
             self._complete(op, NOT_SEEN)
         except Refused as refused:
-            return {"status": "refused", "code": refused.codes[0]}
+            return {"status": "refused", "code": refused.code}
         return {"status": "completed"}
 
     def _fail(self, op: ops.Fail, seen: Outcome) -> Done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from ringraft.state import commands as ops
@@ -15,6 +16,9 @@ from ringraft.state.records import BIRTHS_PER_ENTRY, Item, ItemSpec, KeyRecord
 from ringraft.state.tables import At, Decision, News, Tables
 
 FAILURE_POLICIES = ("cancel", "run", "wait")
+
+Fault = tuple[str, str, str]
+"""(code, JSON pointer into the request, message)."""
 
 
 def add(tables: Tables, op: ops.Add, at: At) -> Decision | Rejected:
@@ -71,39 +75,44 @@ class Births:
         self.news: list[News] = []
         self._unique: dict[str, str] = {}
 
-    def plan(self, news: Sequence[NewItem], pointers: Sequence[str], then: NewItem | None = None) -> Rejected | None:
-        """Plan all of ``news`` and, after all of them, ``then``; ``pointers`` say where each stands in the request."""
-        limits = self._tables.limits
+    def plan(
+        self, news: Sequence[NewItem], pointers: Sequence[str], then: NewItem | None = None, found: Sequence[Fault] = ()
+    ) -> Rejected | None:
+        """Plan all of ``news`` and, after all of them, ``then``; ``pointers`` say where each stands in the request.
+
+        A refusal lists the faults of all of them, in the order of the request, after those ``found`` in
+        the rest of it. Whether there is room is asked only for what is without fault.
+        """
         asked = list(zip(news, pointers, strict=True))
         if then is not None:
             asked.append((then, "/then"))
-        faults: list[tuple[str, str, str]] = []
-        for new, pointer in asked:
-            faults += field_faults(new, pointer, limits)
-        if faults:
-            return refusal(faults)
-        fresh: list[tuple[Item, str]] = []
+        faults = [field_faults(new, pointer, self._tables.limits) for new, pointer in asked]
+        fresh: list[tuple[Item, int]] = []
         for number, (new, pointer) in enumerate(asked):
             if number == len(news):
                 spawned = (answer["work_id"] for answer in self.answers)
                 new = replace(new, depends_on=tuple(dict.fromkeys((*new.depends_on, *spawned))))
             twin = self._taken(new)
             if twin is not None and (twin.spec.new != new or twin.spec.parent != self._parent):
-                return refusal(
-                    [("work_id_taken", f"{pointer}/work_id", f"{new.work_id} is the id of another work item")]
-                )
+                told = f"{new.work_id} is the id of another work item"
+                faults[number].append(("work_id_taken", f"{pointer}/work_id", told))
+                continue
             twin = twin or self._unique_twin(new)
             if twin is not None:
                 self.answers.append({"status": "exists", "work_id": twin.spec.work_id})
                 continue
             item = self._conceive(new)
-            fresh.append((item, pointer))
+            fresh.append((item, number))
             self.answers.append({"status": "added", "work_id": item.spec.work_id})
+        self._check_dependencies(fresh, [pointer for _, pointer in asked], faults)
+        in_order = [*found, *chain.from_iterable(faults)]
+        if in_order:
+            return refusal(in_order)
         if not fresh:
             return None
-        fault = self._check_dependencies(fresh) or self._check_room()
+        fault = self._check_room()
         if fault is None:
-            self._settle(fresh)
+            self._settle([item for item, _ in fresh])
         return fault
 
     def remembered(self) -> KeyRecord | None:
@@ -145,24 +154,27 @@ class Births:
             name = f"{base}.{suffix}"
         return name
 
-    def _check_dependencies(self, fresh: list[tuple[Item, str]]) -> Rejected | None:
+    def _check_dependencies(
+        self, fresh: list[tuple[Item, int]], pointers: Sequence[str], faults: list[list[Fault]]
+    ) -> None:
+        """Add to the ``faults`` of each item what is wrong with it only beside the others and the nodes."""
         if all(not item.spec.dependencies and not item.spec.new.strict for item, _ in fresh):
-            return None
+            return
         in_cycles = cyclic({item.spec.id: item.spec.dependencies for item, _ in fresh})
-        faults: list[tuple[str, str, str]] = []
-        for item, pointer in fresh:
-            for number, name in enumerate(item.spec.new.depends_on):
+        for item, number in fresh:
+            own, pointer = faults[number], pointers[number]
+            are_requirements_read = all(at != f"{pointer}/requirements" for _, at, _ in own)
+            for position, name in enumerate(item.spec.new.depends_on):
                 if self._find(name.lower()) is None:
                     told = f"{name} is unknown or retired: add it first, or leave it out"
-                    faults.append(("unknown_dependency", f"{pointer}/depends_on/{number}", told))
+                    own.append(("unknown_dependency", f"{pointer}/depends_on/{position}", told))
             if item.spec.id in in_cycles:
                 told = f"{item.spec.work_id} depends on itself through {', '.join(item.spec.new.depends_on)}"
-                faults.append(("dependency_cycle", f"{pointer}/depends_on", told))
-            if item.spec.new.strict:
+                own.append(("dependency_cycle", f"{pointer}/depends_on", told))
+            if item.spec.new.strict and are_requirements_read:
                 why = unsatisfiable_because(self._tables, item.spec.shape)
                 if why is not None:
-                    faults.append(("unsatisfiable", f"{pointer}/requirements", why))
-        return refusal(faults) if faults else None
+                    own.append(("unsatisfiable", f"{pointer}/requirements", why))
 
     def _check_room(self) -> Rejected | None:
         """The limits on how much there may be; what the finishing item alone took up is free."""
@@ -202,11 +214,11 @@ class Births:
         is_last_of_shape = indexes.shapes[shape].live == 1 and shape not in planned
         return int(is_last_of_class if len(next(iter(planned))) == 2 else is_last_of_shape)
 
-    def _settle(self, fresh: list[tuple[Item, str]]) -> None:
+    def _settle(self, fresh: list[Item]) -> None:
         """Give each its first state. Others of the batch count as live, whatever becomes of them here."""
         at, limits = self._at, self._tables.limits
         started: dict[str, Item] = {}
-        for item, _ in fresh:
+        for item in fresh:
             state = unblocked_state(item.spec, self._state_of) if item.spec.dependencies else WorkState.PENDING
             self.news.append(("WORK_ADDED", news_of(item.spec)))
             if state is WorkState.CANCELLED:
@@ -267,8 +279,8 @@ def _without_ends(edges: dict[str, list[str]]) -> set[str]:
     return set(open_count)
 
 
-def field_faults(new: NewItem, pointer: str, limits: Limits) -> list[tuple[str, str, str]]:
-    """(code, pointer, message) of each field over a limit or out of its range."""
+def field_faults(new: NewItem, pointer: str, limits: Limits) -> list[Fault]:
+    """Each field over a limit or out of its range."""
     faults = []
     if len(new.config) > limits.payload_bytes_max:
         told = f"{len(new.config)} bytes; at most {limits.payload_bytes_max} (payload_bytes_max)"
@@ -298,7 +310,7 @@ def field_faults(new: NewItem, pointer: str, limits: Limits) -> list[tuple[str, 
     return faults
 
 
-def refusal(faults: list[tuple[str, str, str]]) -> Rejected:
+def refusal(faults: Sequence[Fault]) -> Rejected:
     """All faults at once, under the code of the first."""
     code, _, told = faults[0]
     return Rejected(code, told, tuple((pointer, message) for _, pointer, message in faults))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ringraft.state import commands as ops
-from ringraft.state.decide.add import Births
+from ringraft.state.decide.add import Births, Fault, refusal
 from ringraft.state.decide.item import held, lease_news, longer, spent, wrong_state
-from ringraft.state.model import Done, Rejected, WorkState
+from ringraft.state.model import Done, Limits, Rejected, WorkState
 from ringraft.state.records import End, Grant, Item
 from ringraft.state.tables import At, Decision, News, Tables
 
@@ -22,17 +22,15 @@ def complete(tables: Tables, op: ops.Complete, at: At) -> Decision | Rejected:
         return Decision(_completed(end))
     if not may_finish(item):
         return wrong_state(item, "the result is no longer wanted: claim again")
-    limit = tables.limits.payload_bytes_max
-    for name, payload in (("result", op.result), ("artifacts", op.artifacts)):
-        if payload is not None and len(payload) > limit:
-            told = f"{name} has {len(payload)} bytes; at most {limit} (payload_bytes_max)"
-            return Rejected("too_large", told, ((f"/{name}", told),))
+    faults = payload_faults(op, tables.limits)
     births: Births | None = None
     if op.spawn or op.then is not None:
         births = Births(tables, at, parent=item.spec.work_id, finishing=item)
-        fault = plan_follow_ups(tables, op, births)
+        fault = plan_follow_ups(tables, op, births, faults)
         if fault is not None:
             return fault
+    elif faults:
+        return refusal(faults)
     names = [answer["work_id"] for answer in births.answers] if births else []
     then = names.pop() if op.then is not None else None
     retire_log_ms = at.log_ms + tables.limits.retention_ms
@@ -79,13 +77,26 @@ def may_finish(item: Item) -> bool:
     return item.state is WorkState.PENDING and item.grant is not None and item.grant.verdict == "expired"
 
 
-def plan_follow_ups(tables: Tables, op: ops.Complete, births: Births) -> Rejected | None:
-    """What ``spawn`` and ``then`` add; ``then`` depends on all of the spawned besides what it names."""
+def payload_faults(op: ops.Complete, limits: Limits) -> list[Fault]:
+    """What of the result itself is over its limit."""
+    limit = limits.payload_bytes_max
+    return [
+        ("too_large", f"/{name}", f"{name} has {len(payload)} bytes; at most {limit} (payload_bytes_max)")
+        for name, payload in (("result", op.result), ("artifacts", op.artifacts))
+        if payload is not None and len(payload) > limit
+    ]
+
+
+def plan_follow_ups(tables: Tables, op: ops.Complete, births: Births, found: list[Fault]) -> Rejected | None:
+    """What ``spawn`` and ``then`` add; ``then`` depends on all of the spawned besides what it names.
+
+    ``found`` are the faults of the rest of the request.
+    """
     limit = tables.limits.batch_items_max
     if len(op.spawn) > limit:
         told = f"spawn has {len(op.spawn)} items; at most {limit} (batch_items_max)"
-        return Rejected("invalid_field", told, (("/spawn", told),))
-    return births.plan(op.spawn, [f"/spawn/{number}" for number in range(len(op.spawn))], op.then)
+        return refusal([*found, ("invalid_field", "/spawn", told)])
+    return births.plan(op.spawn, [f"/spawn/{number}" for number in range(len(op.spawn))], op.then, found)
 
 
 def fail(tables: Tables, op: ops.Fail, at: At) -> Decision | Rejected:
