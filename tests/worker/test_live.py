@@ -151,7 +151,10 @@ async def test_a_worker_paused_beyond_its_lease_loses_to_the_next_holder(
         item = await item_when(client, "z", lambda item: item["progress"])
         zombie.send_signal(signal.SIGSTOP)
         await item_when(client, "z", lambda item: item["state"] == "PENDING")
-        granted = await client.post("/work/claim", {"node_id": "w2", "lease_s": 60})
+        # The paused worker may have a long poll of its own waiting: then it is granted the item once more,
+        # and w2 gets it when that lease has ended too.
+        claim = {"node_id": "w2", "lease_s": 60, "wait_s": WAIT_S}
+        granted = await client.post("/work/claim", claim, wait_s=WAIT_S)
         token = granted["work"]["lease"]["token"]
         assert token > item["lease"]["token"]
         (tmp_path / "go").touch()
