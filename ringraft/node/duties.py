@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import fields
 from typing import Any, Protocol
 
@@ -51,6 +51,9 @@ class State(Protocol):
 
     @property
     def limits(self) -> Limits: ...
+
+    @property
+    def is_configured(self) -> bool: ...
 
     def next_due(self) -> tuple[int | None, int | None]: ...
 
@@ -107,16 +110,14 @@ class Duties:
         consensus: Consensus,
         membership: Verdicts,
         limits: Limits,
-        is_configured: Callable[[], bool],
         clock: Clock,
     ) -> None:
-        """``limits`` are this node's own; ``is_configured`` says whether the log has some already."""
+        """``limits`` are this node's own, for a log that has none yet."""
         self._node_id = node_id
         self._replica = replica
         self._consensus = consensus
         self._membership = membership
         self._limits = limits
-        self._is_configured = is_configured
         self._clock = clock
         self._is_leading = False
         self._rearm = asyncio.Event()
@@ -178,13 +179,17 @@ class Duties:
     # Settings.
 
     async def _configure(self) -> None:
-        """Enter this node's limits into a log that has none; else say what differs."""
-        await self._catch_up()
-        if self._is_configured():
-            self._warn_of_differences(self._replica.machine.limits)
-            return
+        """Enter this node's limits into a log that has none; else say what differs.
+
+        They are entered even when they are the defaults: a later leader's must not count as the first.
+        A proposal without an outcome may yet be applied, so the log is looked at again before the next.
+        """
         outcome = None
         while outcome is None:
+            await self._catch_up()
+            if self._replica.machine.is_configured:
+                self._warn_of_differences(self._replica.machine.limits)
+                return
             outcome = await self._propose(Configure(self._limits))
         if isinstance(outcome, Rejected):
             log.error("limits were refused action=configure_refused code=%s %s", outcome.code, outcome.detail)

@@ -26,7 +26,6 @@ from ringraft.node.replica import Replica
 from ringraft.node.sealed import seal, unseal
 from ringraft.settings.tree import Settings
 from ringraft.state.machine import StateMachine
-from ringraft.state.model import Limits
 
 log = logging.getLogger(__name__)
 
@@ -120,8 +119,6 @@ class Voter:
             consensus=self.consensus,
             membership=membership,
             limits=self._limits,
-            # Limits that equal the defaults need no entry: they are what a log without any means.
-            is_configured=lambda: self._limits == Limits() or self.replica.machine.limits != Limits(),
             clock=self._clock,
         )
         self._loops.standing("duties", duties.run, vital=True)

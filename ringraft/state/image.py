@@ -33,15 +33,15 @@ SLICE_BYTES = 256 * 1024
 
 
 def pack_clock(tables: Tables) -> bytes:
-    """What changes with every entry besides the records, as far as it is not in the digest's own head."""
-    return pack_value(["clock", list(tables.epoch), tables.clock, tables.wall_ms])
+    """What is no record and not in the digest's own head; most of it changes with every entry."""
+    return pack_value(["clock", list(tables.epoch), tables.clock, tables.wall_ms, tables.is_configured])
 
 
 def slices(tables: Tables, digest: str) -> Iterator[bytes]:
     """The image as of this call; nothing is read from ``tables`` later."""
     head = [
         *(MAGIC, VERSION, tables.index, tables.log_ms, tables.wall_ms),
-        *(list(tables.epoch), tables.clock, len(tables.items)),
+        *(list(tables.epoch), tables.clock, tables.is_configured, len(tables.items)),
     ]
     items = list(tables.items.values())
     others: list[Record] = [tables.limits, *tables.nodes.values(), *tables.classes.values()]
@@ -134,14 +134,14 @@ def _load_header(tables: Tables, head: Any) -> int:
         raise CodecError("this is not a snapshot of ringraft's state")
     if type(head[1]) is not int or head[1] != VERSION:
         raise CodecError(f"the snapshot has version {head[1]!r}; this program reads version {VERSION}")
-    if len(head) != 8 or any(type(number) is not int for number in (*head[2:5], *head[6:8])):
+    if len(head) != 9 or type(head[7]) is not bool:
         raise CodecError("the snapshot's header is damaged")
-    if min(head[2], head[3]) < 0:
+    if any(type(number) is not int for number in (*head[2:5], head[6], head[8])) or min(head[2], head[3]) < 0:
         raise CodecError("the snapshot's header is damaged")
     tables.index, tables.log_ms, tables.wall_ms = head[2:5]
     tables.epoch = epoch_from_list(head[5], "the snapshot's epoch")
-    tables.clock = head[6]
-    return int(head[7])
+    tables.clock, tables.is_configured = head[6:8]
+    return int(head[8])
 
 
 def _load_item(tables: Tables, item: Item, where: str) -> None:

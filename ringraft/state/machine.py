@@ -241,7 +241,7 @@ class StateMachine:
             tables.epoch = decision.epoch
         if decision.limits is not None:
             digest.touch("limits", tables.limits, decision.limits)
-            tables.limits = decision.limits
+            tables.limits, tables.is_configured = decision.limits, True
         if decision.news:
             self._tell(decision.news, at)
 
@@ -356,6 +356,11 @@ class StateMachine:
     @property
     def limits(self) -> Limits:
         return self._tables.limits
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether a Configure was applied: from then on the log's limits count, whatever a node's own are."""
+        return self._tables.is_configured
 
     @property
     def tables(self) -> Tables:

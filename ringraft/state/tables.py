@@ -35,6 +35,7 @@ class Tables:
         "epoch",
         "index",
         "indexes",
+        "is_configured",
         "items",
         "keys",
         "limits",
@@ -50,6 +51,8 @@ class Tables:
         self.wall_ms = 0
         self.epoch = Epoch(0, 0)
         self.limits = Limits()
+        self.is_configured = False
+        """Whether the limits were entered into the log, be it the ones that hold without."""
         self.clock = 0
         """The virtual clock: the turn of the newest grant. A class that wakes up starts here."""
         self.items: dict[str, Item] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ringraft.api.rfc3339 import wall_ms
 from ringraft.clock import TurnableClock
-from ringraft.consensus.base import Leadership, NotLeader, ProposalError, Replicated, Role, Status
+from ringraft.consensus.base import Indeterminate, Leadership, NotLeader, ProposalError, Replicated, Role, Status
 from ringraft.node.sealed import Sealed
 from ringraft.state.commands import Add, Claim, Complete, Configure, NodeStatus, RegisterNode, Tick
 from ringraft.state.model import (
@@ -182,6 +182,8 @@ class OneVoterLog:
         self.index = 0
         self.proposed: list[Any] = []
         self.fault: ProposalError | None = None
+        self.lost_outcomes = 0
+        """Of this many proposals to come the outcome is not told, though they are applied."""
         self._leadership = Leadership(node_id, Epoch(0, 1))
         self._watchers: list[asyncio.Queue[Leadership]] = []
 
@@ -193,7 +195,12 @@ class OneVoterLog:
         self.proposed.append(command.op)
         self.index += 1
         entry = Entry(self.clock.monotonic_ms(), self.clock.wall_ms(), Epoch(0, 1), (command,))
-        future.set_result(self.replicated.apply(self.index, entry).outcomes[0])
+        outcome = self.replicated.apply(self.index, entry).outcomes[0]
+        if self.lost_outcomes:
+            self.lost_outcomes -= 1
+            future.set_exception(Indeterminate("the deadline passed"))
+        else:
+            future.set_result(outcome)
         return future
 
     async def read_barrier(self, *, deadline_s: float) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from ringraft.clock import SystemClock
 from ringraft.membership.base import Member, MemberState
-from ringraft.node.duties import Duties, differing_verdicts, due_in_s
+from ringraft.node.duties import RETRY_S, Duties, differing_verdicts, due_in_s
 from ringraft.node.events import EventRing
 from ringraft.node.replica import Replica
 from ringraft.state.commands import Configure, NodeStatus, Tick
@@ -53,7 +53,6 @@ async def leader(limits=None):
         consensus=log,
         membership=membership,
         limits=limits or Limits(),
-        is_configured=lambda: replica.machine.is_configured,
         clock=clock,
     )
     task = asyncio.create_task(duties.run())
@@ -85,12 +84,26 @@ def test_the_next_timer_by_log_time_and_wall_time(due, expected):
     assert due_in_s(due, log_ms=1_000, since_applied_s=0.5, wall_ms=60_000) == expected
 
 
-async def test_a_first_leader_enters_its_limits_once():
-    async with leader(Limits(items_max=7)) as (replica, log, _):
+@pytest.mark.parametrize("limits", [Limits(items_max=7), Limits()], ids=["own", "defaults"])
+async def test_a_first_leader_enters_its_limits_once(limits, caplog):
+    async with leader(limits) as (replica, log, _):
         await eventually(lambda: replica.machine.is_configured)
+        with caplog.at_level(logging.WARNING):
+            log.lead("n1", 2)
+            await settle()
+        assert log.proposed == [Configure(limits)]
+        assert caplog.records == []
+
+
+async def test_limits_whose_outcome_is_unknown_are_not_entered_twice():
+    async with leader() as (replica, log, _):
+        await eventually(lambda: replica.machine.is_configured)
+        replica.machine.is_configured = False
+        log.lost_outcomes = 1
         log.lead("n1", 2)
-        await settle()
-        assert log.proposed == [Configure(Limits(items_max=7))]
+        await eventually(lambda: replica.machine.is_configured)
+        await asyncio.sleep(2 * RETRY_S)
+        assert log.proposed == [Configure(Limits())] * 2
 
 
 async def test_the_limits_of_the_log_win(caplog):

@@ -66,6 +66,22 @@ def test_a_bug_of_one_timer_does_not_stop_the_others(monkeypatch: pytest.MonkeyP
     invariants.check(one)
 
 
+def test_that_limits_were_entered_is_part_of_the_state() -> None:
+    without, entered = StateMachine(strict=True), StateMachine(strict=True)
+    apply(without, ops.Tick())
+    apply(entered, ops.Configure(Limits()))
+    assert (without.is_configured, entered.is_configured) == (False, True)
+    assert without.limits == entered.limits
+    assert without.digest() != entered.digest()
+    for one in (without, entered):
+        restored = StateMachine.restore(one.snapshot(), strict=True)
+        assert restored.is_configured == one.is_configured
+        assert restored.digest() == one.digest()
+    [outcome] = apply(without, ops.Configure(Limits(items_max=0))).outcomes
+    assert isinstance(outcome, Rejected)
+    assert not without.is_configured
+
+
 def test_an_index_never_comes_twice() -> None:
     one = StateMachine()
     apply(one)
