@@ -434,9 +434,11 @@ def routes(submission: Submission) -> list[Route]:
                 {
                     "work_id": WORK_ID,
                     "state": "PENDING",
-                    "reasons": [{"code": "NoMatchingWorker", "detail": "no live node has an RTX_5090"}],
-                    "rejections": {"w1": "gpu"},
-                    "position": 1,
+                    "reasons": [
+                        {"code": "WorkersUnhealthy", "detail": "every worker that fits is down (w2): bring one back"}
+                    ],
+                    "rejections": {"w1": "gpu", "w2": "down"},
+                    "position": 0,
                     "estimate_s": None,
                 },
             ),

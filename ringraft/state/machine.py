@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ringraft.state import commands as ops
-from ringraft.state import image, view
+from ringraft.state import image, reasons, view
 from ringraft.state.codec import CodecError, Record, pack_value, unpack
 from ringraft.state.decide import add, cancel, claim, finish, node, time
 from ringraft.state.digest import Digest
@@ -428,7 +428,7 @@ class StateMachine:
     def why(self, work_id: str) -> dict[str, Any] | None:
         """Why an item is where it is, or None."""
         found = self._tables.item(work_id)
-        return None if found is None else view.why(self._tables, found)
+        return None if found is None else reasons.why(self._tables, found)
 
 
 def _keep(decision: Decision, key: Key) -> KeyRecord:

@@ -9,18 +9,13 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from ringraft.state.decide.claim import room_for
 from ringraft.state.indexes import NOT_BEFORE, READY, RETRY_BACKOFF
-from ringraft.state.model import FINAL, LEASED, WorkState
-from ringraft.state.policy import unsatisfiable_because, worker_refused_because
+from ringraft.state.model import WorkState
 from ringraft.state.records import Item
 from ringraft.state.tables import Tables
 
 PAGE_LOOKS_MAX = 10_000
 """Items that one page looks at."""
-
-POSITION_LOOKS_MAX = 10_000
-"""Ready items that are counted to find an item's place; beyond it the place is not told."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -180,89 +175,3 @@ def _spelled(tables: Tables, node_id: str) -> str:
         return record.node_id
     held = tables.items[next(iter(tables.indexes.leases[node_id]))].grant
     return node_id if held is None else held.node_id
-
-
-def why(tables: Tables, one: Item) -> dict[str, Any]:
-    """GET /work/why: the reasons from the ladder, the first match first; each worker that would be refused."""
-    rejections = _rejections(tables, one) if one.state in (WorkState.PENDING, WorkState.BLOCKED) else {}
-    position = _position(tables, one) if one.is_ready else None
-    return {
-        "work_id": one.spec.work_id,
-        "state": one.state.value,
-        "reasons": [{"code": code, "detail": detail} for code, detail in _reasons(tables, one, rejections, position)],
-        "rejections": rejections,
-        "position": position,
-        "estimate_s": None,
-    }
-
-
-def _reasons(tables: Tables, one: Item, rejections: dict[str, str], position: int | None) -> Iterator[tuple[str, str]]:
-    if one.state in FINAL:
-        yield "Deactivated", f"it is {one.state.value}" + (f": {one.error}" if one.error else "")
-        return
-    if one.state in LEASED:
-        return
-    if one.wake_wall_ms is not None and one.wake_log_ms is None:
-        yield "NotBefore", f"it waits until {rfc3339(one.wake_wall_ms)}"
-    if one.state is WorkState.BLOCKED:
-        yield from _dependency_reasons(tables, one)
-    unable = unsatisfiable_because(tables, one.spec.shape)
-    workers = [node for node in tables.nodes.values() if node.is_worker]
-    if unable is not None:
-        yield ("Unsatisfiable" if workers else "NoMatchingWorker"), unable
-    elif all(rejections.get(node.node_id) is not None for node in workers):
-        codes = set(rejections.values())
-        if "leases" in codes:
-            yield "QuotaExceeded", f"every worker that fits and is up holds {tables.limits.node_leases_max} leases"
-        else:
-            yield "WorkersUnhealthy", "every worker that fits is down"
-    if position is not None and position > 0:
-        yield "LowerPriority", f"{position} items of its class go first"
-    if one.wake_log_ms is not None:
-        yield "RetryBackoff", f"it failed {one.attempt} times and waits until {rfc3339(one.wake_wall_ms)}"
-    if one.is_ready and unable is None and not position:
-        yield "Ready", "it waits for a worker to claim it"
-
-
-def _dependency_reasons(tables: Tables, one: Item) -> Iterator[tuple[str, str]]:
-    waits: list[str] = []
-    broken: list[str] = []
-    for name in one.spec.dependencies:
-        dependency = tables.dependency(one.spec, name)
-        if dependency is None or dependency.state is WorkState.COMPLETED:
-            continue
-        (broken if dependency.state in FINAL else waits).append(f"{name} ({dependency.state.value})")
-    if waits:
-        yield "DependencyWait", f"it waits for {', '.join(waits)}"
-    if broken:
-        yield "DependencyFailed", f"{', '.join(broken)}: retry what failed, or cancel this one"
-
-
-def _rejections(tables: Tables, one: Item) -> dict[str, str]:
-    """node -> the first reason why it would not get the item, for the workers with one."""
-    result = {}
-    for node in tables.nodes.values():
-        if not node.is_worker:
-            continue
-        code = worker_refused_because(one.spec.shape, node)
-        if code is None and not node.is_up:
-            code = "down"
-        if code is None and room_for(tables, node.node_id) < 1:
-            code = "leases"
-        if code is not None:
-            result[node.node_id] = code
-    return dict(sorted(result.items()))
-
-
-def _position(tables: Tables, one: Item) -> int | None:
-    """How many ready items of its class go before it; None when that is more than are counted."""
-    own = (-one.spec.new.priority, one.spec.seq, one.spec.id)
-    ahead = 0
-    for shape in tables.indexes.classes[one.spec.shape[:2]].shapes.values():
-        for entry in shape.ready.walk():
-            if entry >= own:
-                break
-            ahead += 1
-            if ahead > POSITION_LOOKS_MAX:
-                return None
-    return ahead

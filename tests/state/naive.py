@@ -458,15 +458,18 @@ class NaiveQueue:
         held = sum(1 for item in self.items.values() if item.is_leased and item.grant and is_held_by(item, op.node_id))
         return max(0, min(op.max_items, self.limits.claim_items_max, self.limits.node_leases_max - held))
 
+    def next_for(self, op: ops.Claim) -> Item | None:
+        """The class with the fewest turns, then its name; inside a class strictly priority, then age."""
+        order = lambda i: (self.turns[i.queue_class], i.queue_class, -i.new.priority, i.seq)  # noqa: E731
+        return min(self.claimable(op), key=order, default=None)
+
     def _claim(self, op: ops.Claim) -> Done:
         lease_ms = op.lease_ms if op.lease_ms is not None else self.limits.lease_default_ms
         claimed = []
         for _ in range(self.room(op)):
-            able = self.claimable(op)
-            if not able:
+            best = self.next_for(op)
+            if best is None:
                 break
-            # The class with the fewest turns, then its name; inside a class strictly priority, then age.
-            best = min(able, key=lambda i: (self.turns[i.queue_class], i.queue_class, -i.new.priority, i.seq))
             self.turn = max(self.turn, self.turns[best.queue_class])
             self.turns[best.queue_class] += 1
             token = self.index * TOKENS_PER_ENTRY + self.grants_in_entry

@@ -9,7 +9,7 @@ import msgpack
 import pytest
 
 from ringraft.state import commands as ops
-from ringraft.state import invariants, machine
+from ringraft.state import invariants, machine, reasons
 from ringraft.state.decide import time
 from ringraft.state.machine import StateMachine
 from ringraft.state.matching import fold_gpu_name
@@ -195,6 +195,21 @@ def test_an_item_has_the_shape_of_the_contract() -> None:
     assert status["by_status"]["RUNNING"] == status["running"] == status["total_items"] == 1
     assert status["leases_by_node"] == {"w1": 1}
     assert status["oldest_pending_age_s"] is None
+
+
+def test_an_item_far_behind_is_told_so_without_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = StateMachine(strict=True)
+    apply(one, ops.RegisterNode("w1", 1, ("worker",), None, b"\x80", (), "1"), items(4))
+    monkeypatch.setattr(reasons, "POSITION_LOOKS_MAX", 2)
+    for name, position, told in (
+        ("w1-0", 0, ("Ready", "it is next: the first worker that fits and asks for work gets it")),
+        ("w1-2", 2, ("LowerPriority", "2 items of its class go first")),
+        ("w1-3", None, ("LowerPriority", "more than 2 items of its class go first")),
+    ):
+        why = one.why(name)
+        assert why is not None
+        assert why["position"] == position
+        assert [(reason["code"], reason["detail"]) for reason in why["reasons"]] == [told]
 
 
 def test_next_due_tells_the_earliest_of_each_clock() -> None:

@@ -66,6 +66,12 @@ REQUIREMENTS = [
     msgpack.packb({"labels": {"zone": "a"}}),
 ]
 
+LADDER = [
+    "Deactivated", "NotBefore", "DependencyWait", "DependencyFailed", "Unsatisfiable", "NoMatchingWorker",
+    "WorkersUnhealthy", "QuotaExceeded", "FairShare", "LowerPriority", "RetryBackoff", "Ready",
+]  # fmt: skip
+"""The order in which the reasons of /work/why are looked for; Ready stands alone."""
+
 few = st.integers(0, 5)
 work_ids = st.sampled_from(["a", "b", "c", "d", "E", "e"])
 groups = st.sampled_from(["g1", "g2"])
@@ -515,6 +521,32 @@ class QueueBesideModel(RuleBasedStateMachine):
             op = ops.Claim(node_id, None, 1, None, None)
             assert self.machine.could_claim(op) == bool(self.model.room(op) and self.model.claimable(op))
 
+    def reasons_are_true(self) -> None:
+        for item in self.model.items.values():
+            why = self.machine.why(item.work_id)
+            assert why is not None
+            codes = [reason["code"] for reason in why["reasons"]]
+            assert codes == [code for code in LADDER if code in codes], f"{item.work_id}: {codes}"
+            assert all(reason["detail"] for reason in why["reasons"])
+            assert bool(codes) == (not item.is_leased)
+            assert ("Deactivated" in codes) == item.is_final
+            is_blocked = "DependencyWait" in codes or "DependencyFailed" in codes
+            assert is_blocked == (item.state is WorkState.BLOCKED)
+            is_backing_off = (item.backoff_until_log_ms or 0) > self.log_ms
+            assert ("RetryBackoff" in codes) == (item.state is WorkState.PENDING and is_backing_off)
+            assert ("NoMatchingWorker" in codes) >= (not self.model.nodes and item.state is WorkState.PENDING)
+            if codes == ["Ready"]:
+                self.is_next_wherever_it_fits(item, why["rejections"])
+
+    def is_next_wherever_it_fits(self, item: Item, rejections: dict[str, str]) -> None:
+        """Ready is a promise: the next claim of any worker that is not named takes this item."""
+        takers = [node for node_id, node in self.model.nodes.items() if node_id not in rejections]
+        assert takers
+        for node in takers:
+            op = ops.Claim(node.node_id, node.work_types, 1, None, None)
+            assert self.model.room(op) == 1
+            assert self.model.next_for(op) is item
+
     def whatever_is_due_is_announced(self) -> None:
         for due_ms, times in zip(self.machine.next_due(), self.model.due_times(), strict=True):
             due_by_ms = max(min(times, default=0), self.log_ms)
@@ -527,6 +559,7 @@ class QueueBesideModel(RuleBasedStateMachine):
         self.status_is_the_same()
         self.parked_claims_would_be_woken_when_they_can_have_something()
         self.whatever_is_due_is_announced()
+        self.reasons_are_true()
         invariants.check(self.machine)
         assert self.machine.index == self.index
         assert self.machine.log_ms == self.model.log_ms
