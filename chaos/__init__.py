@@ -1,0 +1,1 @@
+"""What tries to break ringraft, and what judges whether it did."""
