@@ -1,15 +1,13 @@
 """The replicated log as the rest of the node sees it: ``Consensus`` in raft mode.
 
 Everything happens in ``_step``, which runs soon after something arrived (a message, a proposal, a
-link that came or went) or a deadline passed, once for all that came together. No thread, no fixed
-tick: an idle node wakes for heartbeats only.
+link that came or went) or a deadline passed, once for all that came together (``pace.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -25,37 +23,29 @@ from ringraft.consensus.base import (
     Replicated,
     Status,
     Unavailable,
-    VoterStatus,
 )
 from ringraft.consensus.entries import EntryMaker
 from ringraft.consensus.handover import Handover
 from ringraft.consensus.leadership import LeadershipFeed
+from ringraft.consensus.opening import open_log
+from ringraft.consensus.pace import Pace
 from ringraft.consensus.proposals import Proposals
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.reads import FollowerReads
+from ringraft.consensus.refusals import Refusals
 from ringraft.consensus.replog.codec import AskIndex, Chunk, ChunkTaken, Message, ReadIndex, encode
 from ringraft.consensus.replog.files import LOCAL_DISK, Disk
 from ringraft.consensus.replog.install import Images
-from ringraft.consensus.replog.journal import Journal
-from ringraft.consensus.replog.library import Timing
-from ringraft.consensus.replog.recovery import oldest_index
-from ringraft.consensus.replog.snapshot import SnapshotStore
 from ringraft.consensus.replog.syncobj import ENTRY, RaftLog
 from ringraft.consensus.replog.transport import Links, PeerLinks, RevealsSecret
+from ringraft.consensus.standing import Standing
 from ringraft.state.codec import decode_entry
 from ringraft.state.model import Command, Epoch, Outcome
 
 logger = logging.getLogger(__name__)
 
-LOG_DIRECTORY = "log"
-SNAPSHOT_DIRECTORY = "snapshot"
 STALL_MS = 150
 """A step that is later than this found the process paused or starved."""
-HINT_DELAY_MS = 10
-"""A follower whose redial of the leader is refused stands for election this much later …"""
-HINT_STAGGER_MS = 40
-"""… and each further voter in the order of names this much later still, so that votes do not split."""
-TIMER_SLACK_S = 0.0005
 
 
 class RaftConsensus:
@@ -96,8 +86,10 @@ class RaftConsensus:
         peers = {voter: address for voter, address in voters.items() if voter != node_id}
         self._links: Links = links or PeerLinks(node_id=node_id, peers=peers, cluster_id=cluster_id, secret=secret)
         self._loop: asyncio.AbstractEventLoop
+        self._pace: Pace
         self._log: RaftLog
         self._images: Images
+        self._standing: Standing
         self._proposals: Proposals
         self._entries: EntryMaker
         self._reads: FollowerReads
@@ -105,17 +97,10 @@ class RaftConsensus:
         self._syncer: Executor
         self._is_open = False
         self._is_running = False
-        self._is_step_due = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_s = math.inf
-        """When the timer is to run, or last ran."""
         self._snapshot_task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._feed = LeadershipFeed(Leadership(None, Epoch(config.generation, 0)))
-        self._last_led = self._feed.present
-        """The newest leadership that had a leader, and whether a hint that it is gone was taken."""
-        self._is_hint_taken = False
-        self._heard_s: dict[str, float] = {}
+        self._refusals = Refusals(node_id, self._voters, rng)
 
     # Life
 
@@ -125,6 +110,7 @@ class RaftConsensus:
         Raises JournalDamaged, SnapshotDamaged, DiskFailed: the node must not start on this directory.
         """
         self._loop = asyncio.get_running_loop()
+        self._pace = Pace(self._loop, self._clock, self._step)
         self._proposals = Proposals(self._loop)
         self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raft-sync")
         self._open()
@@ -136,38 +122,24 @@ class RaftConsensus:
         self._is_running = True
         self._note_leadership()
         await self._links.start(self)
-        self._soon()
+        self._pace.soon()
 
     def _open(self) -> None:
-        directory = self._data_dir / LOG_DIRECTORY
-        store = SnapshotStore(self._data_dir / SNAPSHOT_DIRECTORY, disk=self._disk)
-        snapshot = store.latest(reach=oldest_index(directory, disk=self._disk))
-        if snapshot is not None:
-            self._replicated.restore(snapshot.chunks())
-        journal = Journal.open(
-            directory,
-            snapshot=snapshot.base if snapshot is not None else None,
-            segment_bytes=self._config.segment_bytes,
-            disk=self._disk,
-        )
-        self._log = RaftLog(
+        opened = open_log(
             node_id=self._node_id,
             voters=self._voters,
-            journal=journal,
-            timing=Timing(
-                heartbeat_s=self._config.heartbeat_ms / 1000,
-                election_min_s=self._config.election_min_ms / 1000,
-                election_max_s=self._config.election_max_ms / 1000,
-            ),
+            data_dir=self._data_dir,
+            replicated=self._replicated,
+            config=self._config,
             clock=self._clock,
             rng=self._rng,
             host=self,
+            disk=self._disk,
         )
-        if snapshot is not None:
-            self._log.stand_at(snapshot.base)
+        self._log = opened.log
         self._images = Images(
-            store=store,
-            newest=snapshot,
+            store=opened.store,
+            newest=opened.snapshot,
             log=self._log,
             replicated=self._replicated,
             entries_between=self._config.snapshot_entries,
@@ -175,6 +147,9 @@ class RaftConsensus:
             syncer=self._syncer,
             send=self.send,
             on_installed=self._proposals.skipped_to,
+        )
+        self._standing = Standing(
+            voters=self._voters, log=self._log, images=self._images, config=self._config, clock=self._clock
         )
         self._entries = EntryMaker(
             log=self._log,
@@ -208,7 +183,7 @@ class RaftConsensus:
 
     def _halt(self) -> None:
         self._is_running = False
-        self._disarm()
+        self._pace.stop()
         self._proposals.give_up()
         gone = Unavailable("shutting_down", "this node stops")
         self._handover.give_up(gone)
@@ -233,39 +208,7 @@ class RaftConsensus:
         return self._log.applied_index()
 
     def status(self) -> Status:
-        log, now = self._log, self._clock.monotonic_s()
-        leads = log.is_leader()
-        heard = log.last_heard_leader_s
-        contact_s = 0.0 if leads else None if heard is None else now - heard
-        hears_leader = log.leader_id() is not None and contact_s is not None
-        return Status(
-            node_id=self._node_id,
-            role=log.role(),
-            leader_id=log.leader_id(),
-            epoch=Epoch(self._config.generation, log.term()),
-            commit_index=log.commit_index(),
-            applied_index=log.applied_index(),
-            last_index=log.last_index(),
-            snapshot_index=self._images.index,
-            log_bytes=log.log_bytes(),
-            has_quorum=log.hears_majority()
-            if leads
-            else hears_leader and (contact_s or 0.0) * 1000 <= self._config.election_max_ms,
-            leader_contact_s=contact_s,
-            voters=[self._voter_status(voter, now) for voter in self._voters],
-        )
-
-    def _voter_status(self, voter: str, now_s: float) -> VoterStatus:
-        if voter == self._node_id:
-            return VoterStatus(voter, self._log.last_index(), 0.0, True)
-        progress = self._log.progress.get(voter) if self._log.is_leader() else None
-        heard_s = self._heard_s.get(voter)
-        return VoterStatus(
-            node_id=voter,
-            match_index=progress.match_index if progress is not None else 0,
-            last_contact_s=None if heard_s is None else now_s - heard_s,
-            connected=self._log.is_linked(voter),
-        )
+        return self._standing.status()
 
     async def watch(self) -> AsyncIterator[Leadership]:
         """Every change of leader or epoch from now on, the present one first."""
@@ -276,8 +219,7 @@ class RaftConsensus:
         present = Leadership(self._log.leader_id(), Epoch(self._config.generation, self._log.term()))
         if present == self._feed.present:
             return
-        if present.leader_id is not None:
-            self._last_led, self._is_hint_taken = present, False
+        self._refusals.follow(present.leader_id)
         logger.info(
             "leadership changed action=leadership node=%s leader=%s term=%d role=%s",
             self._node_id, present.leader_id, present.epoch.number, self._log.role(),
@@ -300,7 +242,7 @@ class RaftConsensus:
         if not self._log.is_leader():
             return self._refused(NotLeader(self._log.leader_id()))
         future = self._proposals.add(command, self._clock.monotonic_s() + deadline_s)
-        self._soon()
+        self._pace.soon()
         return future
 
     def _refused(self, error: Exception) -> asyncio.Future[Any]:
@@ -330,7 +272,7 @@ class RaftConsensus:
         if to == self._node_id and self._log.is_leader():
             return to
         future = self._handover.begin(to, now_s=self._clock.monotonic_s(), deadline_s=deadline_s)
-        self._soon()
+        self._pace.soon()
         return await future
 
     def campaign(self, reason: str) -> None:
@@ -343,7 +285,7 @@ class RaftConsensus:
                 return
         logger.info("stands for election action=campaign node=%s reason=%s", self._node_id, reason)
         self._log.campaign_within(0)
-        self._soon()
+        self._pace.soon()
 
     async def accept_peer(self, request: web.Request) -> web.StreamResponse:
         """The route ``GET /raft/connect``: a peer's connection, for as long as it lives."""
@@ -356,13 +298,13 @@ class RaftConsensus:
     def on_messages(self, peer_id: str, messages: list[Message]) -> None:
         if not self._is_running:
             return
-        self._heard_s[peer_id] = self._clock.monotonic_s()
+        self._standing.heard(peer_id)
         try:
             for message in messages:
                 self._take(peer_id, message)
         except Exception as error:  # noqa: BLE001 - the top of what a peer drives: logged, and the node stops
             self._fail(error)
-        self._soon()
+        self._pace.soon()
 
     def on_links_failed(self, error: Exception) -> None:
         self._fail(error)
@@ -390,18 +332,13 @@ class RaftConsensus:
         else:
             self._images.stop_sending(peer_id)
             self._log.link_down(peer_id)
-        self._soon()
+        self._pace.soon()
 
     def on_refused(self, peer_id: str) -> None:
-        # Only a hint, and only votes elect: a wrong one costs an election at most. It counts once for
-        # each leadership, and still when another's request for a vote was faster than the refusal.
-        if not self._is_running or peer_id != self._last_led.leader_id or self._is_hint_taken:
-            return
-        self._is_hint_taken = True
-        rank = [voter for voter in self._voters if voter != peer_id].index(self._node_id)
-        delay_ms = HINT_DELAY_MS + rank * HINT_STAGGER_MS + self._rng.uniform(0, HINT_DELAY_MS)
-        self._log.campaign_within(delay_ms / 1000)
-        self._soon()
+        delay_s = self._refusals.delay_s(peer_id) if self._is_running else None
+        if delay_s is not None:
+            self._log.campaign_within(delay_s)
+            self._pace.soon()
 
     def _confirm_index(self, peer_id: str, request: int) -> None:
         """A follower's read: answer with the index of a commit begun now, or 0."""
@@ -431,25 +368,13 @@ class RaftConsensus:
 
     # What drives it
 
-    def _soon(self) -> None:
-        if not self._is_step_due and self._is_running:
-            self._is_step_due = True
-            self._loop.call_soon(self._step)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._step()
-
-    def _step(self) -> None:
-        self._is_step_due = False
+    def _step(self, late_s: float) -> None:
         if not self._is_running:
             return
-        late_s = self._clock.monotonic_s() - self._timer_s
         if late_s * 1000 > STALL_MS:
             # This process stood still. The leader's messages may be waiting in a socket: hear them first.
             logger.warning("was not run in time action=stalled node=%s late_ms=%d", self._node_id, round(late_s * 1000))
             self._log.wait_anew()
-            self._disarm()
         try:
             self._advance()
         except Exception as error:  # noqa: BLE001 - the top of what time drives: logged, and the node stops
@@ -470,25 +395,9 @@ class RaftConsensus:
         if self._images.is_due() and (self._snapshot_task is None or self._snapshot_task.done()):
             self._snapshot_task = self._loop.create_task(self._make_snapshot())
         if log.is_behind() or (len(self._voters) == 1 and log.last_index() > log.commit_index()):
-            self._soon()
-        self._arm()
-
-    def _arm(self) -> None:
-        """Wake at the next deadline. A timer that is early costs less than moving it each time."""
+            self._pace.soon()
         ends = (self._proposals.next_deadline_s(), self._handover.until_s())
-        due_s = min([self._log.next_deadline_s(), *(end_s for end_s in ends if end_s is not None)])
-        if self._timer is not None:
-            if self._timer_s <= due_s + TIMER_SLACK_S:
-                return
-            self._timer.cancel()
-        # The library's time-outs fire only after their instant.
-        self._timer_s = max(due_s, self._clock.monotonic_s()) + TIMER_SLACK_S
-        self._timer = self._loop.call_later(self._timer_s - self._clock.monotonic_s(), self._on_timer)
-
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._pace.wake_at(min([log.next_deadline_s(), *(end_s for end_s in ends if end_s is not None)]))
 
     async def _make_snapshot(self) -> None:
         try:

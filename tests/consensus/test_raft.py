@@ -9,7 +9,7 @@ import pytest
 from ringraft.consensus.base import Indeterminate, Leadership, NotLeader, Role, Unavailable
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.codec import Append, Appended, Message, RequestVote, Vote
-from ringraft.consensus.replog.syncobj import APPEND_BYTES_MAX, APPEND_BYTES_ON_WAY_MAX
+from ringraft.consensus.replog.followers import APPEND_BYTES_MAX, APPEND_BYTES_ON_WAY_MAX
 from ringraft.state.commands import Begin
 from ringraft.state.model import Done, Rejected
 from tests.consensus.raft_kit import cluster, note, run
@@ -515,11 +515,12 @@ async def test_a_paused_follower_does_not_depose_the_leader_on_resume() -> None:
         node, term = c.nodes[paused], c.nodes[leader].status().epoch.number
         for _ in range(5):
             # Its timer comes late by two seconds, and heartbeats wait in the socket meanwhile.
-            assert node._timer is not None
-            node._timer.cancel()
-            node._timer_s -= 2.0
+            pace = node._pace
+            assert pace._timer is not None
+            pace._timer.cancel()
+            pace._timer_s -= 2.0
             node._log._SyncObj__raftElectionDeadline = c.loop.time() - 2.0
-            node._on_timer()
+            pace._on_timer()
             await asyncio.sleep(0.2)
         assert c.nodes[leader].status().epoch.number == term
 

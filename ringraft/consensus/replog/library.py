@@ -9,13 +9,14 @@ fills the seams for the whole process: no instance of the library in it can pick
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pysyncobj import serializer as _library_serializer
 from pysyncobj import syncobj as library
+from pysyncobj.config import SyncObjConf
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
@@ -106,6 +107,43 @@ class NoPoller:
 
     def poll(self, _timeout: float) -> None:
         return None
+
+
+class BareSyncObj(library.SyncObj):  # type: ignore[misc]
+    """The library's roles, terms and elections, without its queue, its compaction and its dump file."""
+
+    def __init__(self, *, self_node: Node, others: Iterable[Node], timing: Timing, journal: LogStore) -> None:
+        conf = SyncObjConf(
+            autoTick=False,
+            # Only steers parts that are replaced; True keeps the library from opening a pipe.
+            appendEntriesUseBatch=True,
+            appendEntriesPeriod=timing.heartbeat_s,
+            raftMinTimeout=timing.election_min_s,
+            raftMaxTimeout=timing.election_max_s,
+            # A cut-off leader keeps saying "I lead" for this long.
+            leaderFallbackTimeout=timing.election_max_s,
+            connectionTimeout=max(3.5, timing.election_max_s),
+            commandsWaitLeader=False,
+            journalFile=journal,
+        )
+        super().__init__(self_node, list(others), conf, nodeClass=Node, transport=Outbox(self.promise))
+        self._poller = NoPoller()
+
+    def promise(self, peer_id: str, message: Message) -> None:
+        """Send what promises that something is kept."""
+        raise NotImplementedError
+
+    def _checkCommandsToApply(self) -> None:
+        """Commands come through ``append``; the library's queue stays empty."""
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        """Snapshots are made and installed by ``install.py``."""
+
+    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
+        raise AssertionError("the library's dump file is not used")
+
+    def _SyncObj__doApplyCommand(self, command: bytes) -> None:
+        raise AssertionError("entries are applied by _SyncObj__applyLogEntries")
 
 
 def installed_source() -> str:

@@ -10,11 +10,11 @@ it would need more rules than writing it:
   still sees each append as a bare heartbeat, so terms, roles and time-outs stay its business.
 - *Sending entries* (``_SyncObj__sendAppendEntries``). The library resends from a guess, splits
   entries near a multiple of its batch size wrongly, and sends a commit notice after every commit.
-  Here a ``Progress`` per follower decides, an entry is encoded once for all followers, and a
-  commit is told by the next message or a short while later.
+  Here ``followers.py`` decides: an entry is encoded once for all followers, and a commit is told
+  by the next message or a short while later.
 - *Applying* (``_SyncObj__applyLogEntries``): in bounded slices, through one door that cannot be
   skipped or repeated.
-- *Compaction, dump files, the command queue*: not the library's at all. Its serializer never runs.
+- *Compaction, dump files, the command queue*: not the library's at all (``BareSyncObj``).
 
 Time enters through one clock: the library reads its module's ``monotonicTime``, which is pointed
 at the clock of whichever node is being driven. All of it runs in one thread.
@@ -28,23 +28,21 @@ from collections.abc import Iterable
 from typing import Any
 
 from pysyncobj import syncobj as library
-from pysyncobj.config import SyncObjConf
 from pysyncobj.node import Node
 
 from ringraft.clock import Clock
 from ringraft.consensus.base import Role
 from ringraft.consensus.replog.codec import Append, Appended, Message, RequestVote, TimeoutNow, Vote, encode
 from ringraft.consensus.replog.filter import (
-    LogRecord,
     Mismatch,
-    Mode,
     Progress,
     SafetyViolation,
     Votes,
     place,
     quorum_size,
 )
-from ringraft.consensus.replog.library import Ambient, LogHost, LogStore, NoPoller, Outbox, Timing
+from ringraft.consensus.replog.followers import Followers
+from ringraft.consensus.replog.library import Ambient, BareSyncObj, LogHost, LogStore, Timing
 from ringraft.consensus.replog.snapshot import Base
 
 logger = logging.getLogger(__name__)
@@ -57,15 +55,9 @@ COMMIT_NOTICE_MS = 5
 APPLY_SLICE_MS = 10
 """How long applying may hold the loop before others get their turn."""
 APPLY_CHUNK = 32
-APPEND_BYTES_MAX = 1024 * 1024
-"""Entries are sent in messages of about this size, and one entry at least."""
-APPEND_BYTES_ON_WAY_MAX = 8 * APPEND_BYTES_MAX
-"""A follower that is behind is sent about this much before it answers: more would overrun its link."""
-ENTRY_OVERHEAD_BYTES = 16
-"""At most what an entry's term and lengths add to it in a message."""
 
 
-class RaftLog(library.SyncObj):  # type: ignore[misc]
+class RaftLog(BareSyncObj):
     """One node's replicated log. Not safe to call from more than one thread."""
 
     def __init__(
@@ -80,7 +72,6 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
         host: LogHost,
     ) -> None:
         self.node_id = node_id
-        self.progress: dict[str, Progress] = {}
         self.last_heard_leader_s: float | None = None
         self._clock = clock
         self._rng = rng
@@ -89,26 +80,11 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
         self._journal = journal
         self._votes = Votes()
         self._commit_notice_s: float | None = None
-        self._frames: dict[tuple[int, int, int, int], bytes] = {}
         self._nodes = {voter: Node(voter) for voter in voters if voter != node_id}
         self._quorum = quorum_size([node_id, *self._nodes])
+        self._followers = Followers(leader=self, journal=journal, host=host)
         self._enter()
-        conf = SyncObjConf(
-            autoTick=False,
-            # Only steers parts that are replaced; True keeps the library from opening a pipe.
-            appendEntriesUseBatch=True,
-            appendEntriesPeriod=timing.heartbeat_s,
-            raftMinTimeout=timing.election_min_s,
-            raftMaxTimeout=timing.election_max_s,
-            # A cut-off leader keeps saying "I lead" for this long.
-            leaderFallbackTimeout=timing.election_max_s,
-            connectionTimeout=max(3.5, timing.election_max_s),
-            commandsWaitLeader=False,
-            journalFile=journal,
-        )
-        outbox = Outbox(self.promise)
-        super().__init__(Node(node_id), list(self._nodes.values()), conf, nodeClass=Node, transport=outbox)
-        self._poller = NoPoller()
+        super().__init__(self_node=Node(node_id), others=self._nodes.values(), timing=timing, journal=journal)
         # A journal may have lost an unsynced tail that its commit index still counts.
         self._SyncObj__raftCommitIndex: int = min(journal.getRaftCommitIndex(), self.last_index())
         if not self._nodes:
@@ -118,6 +94,11 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
         Ambient.monotonic_s = self._clock.monotonic_s
 
     # What is so at this instant
+
+    @property
+    def progress(self) -> dict[str, Progress]:
+        """What this leader believes of each follower's log."""
+        return self._followers.progress
 
     def role(self) -> Role:
         return (Role.FOLLOWER, Role.CANDIDATE, Role.LEADER)[self._SyncObj__raftState]
@@ -190,7 +171,7 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
         if self._commit_notice_s is not None and now >= self._commit_notice_s:
             self._commit_notice_s = None
             if self.is_leader():
-                self._send_due(heartbeat=False)
+                self._followers.send(heartbeat=False)
 
     def apply_some(self) -> None:
         """Apply some of what is committed, as ``tick`` does; for the replay at start."""
@@ -229,13 +210,12 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
         self._enter()
         self._SyncObj__onNodeConnected(self._nodes[peer_id])
         if self.is_leader():
-            self.progress[peer_id].link_changed()
-            self._send_to(peer_id, heartbeat=True)
+            self._followers.link_up(peer_id)
 
     def link_down(self, peer_id: str) -> None:
         self._SyncObj__onNodeDisconnected(self._nodes[peer_id])
         if self.is_leader():
-            self.progress[peer_id].link_changed()
+            self._followers.link_down(peer_id)
 
     def is_linked(self, peer_id: str) -> bool:
         return self._nodes[peer_id] in self._SyncObj__connectedNodes
@@ -250,7 +230,7 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
     def replicate(self) -> None:
         """Send every follower what it lacks."""
         self._enter()
-        self._send_due(heartbeat=False)
+        self._followers.send(heartbeat=False)
 
     def campaign_within(self, delay_s: float) -> None:
         """Stand for election after ``delay_s`` at the latest, unless a leader is heard before."""
@@ -345,7 +325,7 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
         """
         self._host.send(peer_id, encode(message))
 
-    # Sending entries, as the leader
+    # Answers, as the leader
 
     def _take_answer(self, node: Node, answer: Appended) -> None:
         if answer.term > self.term():
@@ -353,95 +333,29 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
             return
         if answer.term < self.term() or not self.is_leader():
             return
-        now = self._clock.monotonic_s()
-        progress = self.progress[node.id]
-        progress.last_contact_s = now
-        self._SyncObj__lastResponseTime[node] = now
-        was_probe = progress.mode is Mode.PROBE
-        progress.answered(answer, self._journal)
-        self._count(node, progress)
-        if was_probe or progress.mode is not Mode.STREAM or progress.next_index <= self.last_index():
-            self._send_to(node.id, heartbeat=False)
+        self.contact(node.id)
+        self._followers.answered(node.id, answer)
+        self._count(node)
 
     def installed(self, peer_id: str, index: int) -> None:
         """A follower stands at the snapshot that ends at ``index``."""
-        node, progress = self._nodes[peer_id], self.progress[peer_id]
-        progress.match_index = max(progress.match_index, index)
-        progress.probe_from(progress.match_index + 1)
-        self._count(node, progress)
-        self._send_to(peer_id, heartbeat=False)
+        self._followers.installed(peer_id, index)
+        self._count(self._nodes[peer_id])
 
     def contact(self, peer_id: str) -> None:
-        """A follower was heard in this term, in other words than an answer to entries."""
+        """A follower was heard in this term."""
         now = self._clock.monotonic_s()
         self.progress[peer_id].last_contact_s = now
         self._SyncObj__lastResponseTime[self._nodes[peer_id]] = now
 
-    def _count(self, node: Node, progress: Progress) -> None:
+    def _count(self, node: Node) -> None:
         # The library counts this node's own copy without asking whether it is durable; so it is
         # never told of more copies than this node holds durably itself.
-        self._SyncObj__raftMatchIndex[node] = min(progress.match_index, self._durable_index())
+        self._SyncObj__raftMatchIndex[node] = min(self.progress[node.id].match_index, self._durable_index())
 
     def _durable_index(self) -> int:
         """How far this node's own log counts: here, what the operating system has."""
         return self.last_index()
-
-    def _send_due(self, *, heartbeat: bool) -> None:
-        for peer_id in self._nodes:
-            self._send_to(peer_id, heartbeat=heartbeat)
-        self._frames.clear()
-
-    def _send_to(self, peer_id: str, *, heartbeat: bool) -> None:
-        """Send what the follower lacks; on a heartbeat send something in any case."""
-        progress = self.progress[peer_id]
-        if not self.is_linked(peer_id):
-            return
-        if progress.mode is not Mode.SNAPSHOT and progress.next_index <= self.first_index():
-            if self._host.send_snapshot(peer_id):
-                progress.mode = Mode.SNAPSHOT
-        if progress.mode is Mode.SNAPSHOT or progress.next_index <= self.first_index():
-            if heartbeat:
-                self._send_entries(peer_id, progress, self.last_index() + 1, limit=0)
-            return
-        if progress.mode is Mode.PROBE:
-            if heartbeat or not progress.is_asked:
-                progress.is_asked = True
-                self._send_entries(peer_id, progress, progress.next_index, limit=0)
-            return
-        sent = False
-        while progress.next_index <= self.last_index() and progress.bytes_on_way < APPEND_BYTES_ON_WAY_MAX:
-            progress.next_index += self._send_entries(peer_id, progress, progress.next_index, limit=APPEND_BYTES_MAX)
-            sent = True
-        if not sent and (heartbeat or progress.commit_sent < min(self.commit_index(), progress.next_index - 1)):
-            self._send_entries(peer_id, progress, progress.next_index, limit=0)
-
-    def _send_entries(self, peer_id: str, progress: Progress, next_index: int, *, limit: int) -> int:
-        """Send entries from ``next_index`` on, up to ``limit`` bytes; returns how many."""
-        commit_index = self.commit_index()
-        first = self.first_index()
-        count = 0
-        if limit:
-            size, position = 0, next_index - first
-            while position + count < len(self._journal):
-                size += len(self._journal[position + count][0]) + ENTRY_OVERHEAD_BYTES
-                if count and size > limit:
-                    break
-                count += 1
-        # In one term a leader only adds to its log, so these four tell what the message holds.
-        key = (self.term(), next_index, count, commit_index)
-        frame = self._frames.get(key)
-        if frame is None:
-            position = next_index - first
-            records: list[LogRecord] = self._journal[position : position + count]
-            entries = tuple((term, command) for command, _, term in records)
-            prev_term = self._journal[position - 1][2]
-            frame = encode(Append(self.term(), next_index - 1, prev_term, commit_index, entries))
-            self._frames[key] = frame
-        progress.commit_sent = commit_index
-        if count:
-            progress.sent(next_index + count - 1, len(frame))
-        self._host.send(peer_id, frame)
-        return count
 
     # The library's private methods, replaced
 
@@ -452,16 +366,15 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
         """The library's heartbeat."""
         self._SyncObj__newAppendEntriesTime = self._clock.monotonic_s() + self._timing.heartbeat_s
         self._commit_notice_s = None
-        self._send_due(heartbeat=True)
+        self._followers.send(heartbeat=True)
 
     def _SyncObj__onBecomeLeader(self) -> None:
-        next_index = self.last_index() + 1
-        self.progress = {peer_id: Progress(next_index) for peer_id in self._nodes}
+        self._followers.begin(self._nodes)
         super()._SyncObj__onBecomeLeader()
 
     def _SyncObj__applyLogEntries(self) -> bool:
         """Apply what is committed, for a while; the caller comes back while ``is_behind``."""
-        if self.is_leader() and self._nodes and self.commit_index() > self._told_commit():
+        if self.is_leader() and self._nodes and self.commit_index() > self._followers.told_commit():
             notice_s = self._clock.monotonic_s() + COMMIT_NOTICE_MS / 1000
             self._commit_notice_s = min(notice_s, self._commit_notice_s or notice_s)
         until_s = self._clock.monotonic_s() + APPLY_SLICE_MS / 1000
@@ -477,22 +390,5 @@ class RaftLog(library.SyncObj):  # type: ignore[misc]
                 break
         return False
 
-    def _told_commit(self) -> int:
-        return min(
-            (p.commit_sent for p in self.progress.values() if p.mode is Mode.STREAM), default=self.commit_index()
-        )
-
     def _SyncObj__generateRaftTimeout(self) -> float:
         return self._rng.uniform(self._timing.election_min_s, self._timing.election_max_s)
-
-    def _checkCommandsToApply(self) -> None:
-        """Commands come through ``append``; the library's queue stays empty."""
-
-    def _SyncObj__tryLogCompaction(self) -> None:
-        """Snapshots are made and installed by ``install.py``."""
-
-    def _SyncObj__loadDumpFile(self, clearJournal: bool) -> None:
-        raise AssertionError("the library's dump file is not used")
-
-    def _SyncObj__doApplyCommand(self, command: bytes) -> None:
-        raise AssertionError("entries are applied by _SyncObj__applyLogEntries")
