@@ -52,9 +52,13 @@ class Cluster:
         """Where a voter listens, also while it is down."""
         return self._local.nodes[node_id].url
 
+    def pids(self) -> list[int]:
+        """The processes of the running voters."""
+        return [node.pid for node in self._local.voter_nodes() if node.is_running]
+
     def cpu_s(self) -> float:
         """CPU seconds that the running voters have used so far."""
-        times = [psutil.Process(node.pid).cpu_times() for node in self._local.voter_nodes() if node.is_running]
+        times = [psutil.Process(pid).cpu_times() for pid in self.pids()]
         return sum(used.user + used.system for used in times)
 
     def kill(self, node_id: str) -> None:
