@@ -34,7 +34,7 @@ def register_node(tables: Tables, op: ops.RegisterNode, at: At) -> Decision | Re
         for item in held_by(tables, name):
             items[item.spec.id], told_of = _superseded(tables, item, at)
             news += told_of
-    if is_new:
+    if is_new and not _was_told_online(old):
         news.append(("HOST_ONLINE", {"node_id": op.node_id, "incarnation": op.incarnation}))
     record = NodeRecord(
         op.node_id,
@@ -85,9 +85,21 @@ def node_status(tables: Tables, op: ops.NodeStatus, at: At) -> Decision | Reject
         return Decision(Done({}))
     else:
         record = replace(old, is_up=op.up, changed_wall_ms=at.wall_ms)
+        if op.up and _will_register(old, op):
+            return Decision(Done({}), nodes={name: record})
     told = "HOST_ONLINE" if op.up else "HOST_OFFLINE"
     data = {"node_id": record.node_id, "incarnation": op.incarnation}
     return Decision(Done({}), news=((told, data),), nodes={name: record})
+
+
+def _was_told_online(old: NodeRecord | None) -> bool:
+    """The verdict that the node is up came before its first registration, and told it."""
+    return old is not None and old.is_up and old.incarnation == 0
+
+
+def _will_register(old: NodeRecord, op: ops.NodeStatus) -> bool:
+    """A restarted worker is heard before it registers again, and its registration tells that it is online."""
+    return 0 < old.incarnation < op.incarnation
 
 
 def begin(tables: Tables, op: ops.Begin, at: At) -> Decision | Rejected:
