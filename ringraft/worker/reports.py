@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from ringraft.client import ApiError, ClientError
@@ -21,6 +22,14 @@ RETRY_CAP_S: Final = 5.0
 DISK_RETRY_S: Final = 5.0
 """How soon a report that the disk did not take is tried again."""
 FORBIDDEN_RETRY_S: Final = 60.0
+ANSWERED_RETRY_CAP_S: Final = 60.0
+"""How rarely a report that gets nothing but faults is tried: it may be the one that nobody can take."""
+ASIDE_AFTER: Final = 5
+"""So many answers that are faults, and nobody waits for this report any longer."""
+SHOWN_MAX: Final = 20
+"""Held reports that the status shows."""
+NOBODY: Final = frozenset({"no_leader", "no_quorum", "starting", "shutting_down", "disk_full"})
+"""Refusals that say nothing about the report: the cluster takes none now."""
 CREDENTIAL: Final = frozenset({401, 403})
 UNFIT: Final = frozenset({400, 413, 422})
 """The cluster does not take this result as it is: repeating it, or the run, would change nothing."""
@@ -37,8 +46,29 @@ class Cluster(Protocol):
     async def get(self, path: str, **options: Any) -> Any: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Why a report was not taken, and when it is tried again."""
+
+    not_before_s: float
+    error: str
+    tries: int = 0
+    """Answers that were faults."""
+    is_forbidden: bool = False
+
+    @property
+    def is_aside(self) -> bool:
+        """Nobody waits for it: its credential or the cluster's own fault has to be repaired first."""
+        return self.is_forbidden or self.tries >= ASIDE_AFTER
+
+
 class Reports:
-    """The spool with its way to the cluster."""
+    """The spool with its way to the cluster.
+
+    A report that the cluster answers with a fault waits by itself, longer each time, and the others
+    pass it. When nobody can be asked, all wait; the next one to ask with is another one each time, so
+    that one on which every node's answer fails holds nothing up either.
+    """
 
     def __init__(self, spool: Spool, cluster: Cluster, clock: Clock, disk: Executor) -> None:
         self._spool = spool
@@ -48,8 +78,10 @@ class Reports:
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
         self._failures = 0
-        self._not_before_s: dict[str, float] = {}
-        """Reports that the credential does not allow, by file name: when to try them again."""
+        self._held: dict[str, Held] = {}
+        """Reports that were answered and not taken, by file name."""
+        self._unheard: Counter[str] = Counter()
+        """How often nobody was there for a report, by file name."""
         self.acknowledged = 0
         self.refused = 0
 
@@ -77,6 +109,22 @@ class Reports:
         self._idle.clear()
         self._news.set()
 
+    def held(self) -> list[dict[str, Any]]:
+        """The reports that were tried and not taken, the oldest first, at most ``SHOWN_MAX``."""
+        now_s = self._clock.monotonic_s()
+        return [
+            {
+                "work_id": spooled.report.work_id,
+                "token": spooled.report.token,
+                "verb": spooled.report.verb,
+                "tries": held.tries,
+                "next_try_in_s": round(max(0.0, held.not_before_s - now_s), 3),
+                "error": held.error,
+            }
+            for spooled in self._spool.oldest_first()
+            if (held := self._held.get(spooled.path.name)) is not None
+        ][:SHOWN_MAX]
+
     async def run(self) -> None:
         """Hand in for ever."""
         while True:
@@ -85,27 +133,48 @@ class Reports:
             if self._news.is_set():
                 continue
             self._idle.set()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FORBIDDEN_RETRY_S if len(self._spool) else None):
-                    await self._news.wait()
+            await self._wait_for_news()
 
     async def idle(self) -> None:
         """Return when there is nothing to hand in; ``run`` must be running."""
         await self._idle.wait()
 
     async def hand_in(self) -> None:
-        """Hand in what is there; returns when each report is answered, or put off for its credential."""
-        while due := self._due():
-            for spooled in due:
+        """Hand in what is there; returns when each report is answered, or set aside for a repair."""
+        while self._awaited():
+            for spooled in self._due():
                 if not await self._hand_in(spooled):
                     self._failures += 1
                     await asyncio.sleep(min(RETRY_CAP_S, RETRY_BASE_S * 2 ** min(self._failures, 10)))
                     break
                 self._failures = 0
+            else:
+                self._news.clear()
+                if self._awaited() and not self._due():
+                    await self._wait_for_news()
+
+    def _awaited(self) -> bool:
+        """Whether a report is there that may yet be answered soon; those set aside are tried as they fall due."""
+        return bool(self._due()) or len(self._spool) > sum(1 for held in self._held.values() if held.is_aside)
 
     def _due(self) -> list[Spooled]:
+        """What to try now: the oldest first, behind those that nobody was there for less often."""
         now_s = self._clock.monotonic_s()
-        return [s for s in self._spool.oldest_first() if self._not_before_s.get(s.path.name, now_s) <= now_s]
+        due = []
+        for spooled in self._spool.oldest_first():
+            held = self._held.get(spooled.path.name)
+            if held is None or held.not_before_s <= now_s:
+                due.append(spooled)
+        return sorted(due, key=lambda spooled: self._unheard[spooled.path.name])
+
+    async def _wait_for_news(self) -> None:
+        """Until a report comes, or a held one is due."""
+        wait_s = None
+        if self._held:
+            wait_s = max(0.0, min(held.not_before_s for held in self._held.values()) - self._clock.monotonic_s())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._news.wait()
 
     async def _hand_in(self, spooled: Spooled) -> bool:
         """Whether the report is dealt with for now; False when the cluster cannot be asked."""
@@ -115,8 +184,7 @@ class Reports:
         except ApiError as error:
             return await self._refused(spooled, error)
         except ClientError as error:
-            logger.info("cannot report yet action=report_waits work_id=%s error=%s", report.work_id, error)
-            return False
+            return self._nobody_there(spooled, error)
         self.acknowledged += 1
         logger.info(
             "reported action=%s work_id=%s token=%d spooled=%d",
@@ -127,22 +195,25 @@ class Reports:
 
     async def _refused(self, spooled: Spooled, error: ApiError) -> bool:
         report = spooled.report
+        if error.code in NOBODY:
+            return self._nobody_there(spooled, error)
         if error.retryable or error.status >= 500 or error.status == 429:
-            logger.info("cannot report yet action=report_waits work_id=%s error=%s", report.work_id, error)
-            return False
+            self._faulted(spooled, error)
+            return True
         if error.status in CREDENTIAL:
             # The result is good and only the credential is not: it waits for whoever repairs that.
-            self._not_before_s[spooled.path.name] = self._clock.monotonic_s() + FORBIDDEN_RETRY_S
+            until_s = self._clock.monotonic_s() + FORBIDDEN_RETRY_S
+            self._held[spooled.path.name] = Held(until_s, str(error), is_forbidden=True)
             logger.error("not allowed to report action=report_forbidden work_id=%s error=%s", report.work_id, error)
             return True
         if error.status in UNFIT and report.verb == "complete":
             logger.error("the result was refused action=result_refused work_id=%s error=%s", report.work_id, error)
             body = {"error": f"the cluster refused the result: {error}"[:2000], "retryable": False}
-            await self.on_disk(self._spool.replace, spooled, replace(report, verb="fail", body=body))
+            await self._replace(spooled, replace(report, verb="fail", body=body))
             return True
         if error.status in UNFIT and len(report.body.get("error", "")) > ERROR_CHARS_SURE:
             body = {**report.body, "error": report.body["error"][:ERROR_CHARS_SURE]}
-            await self.on_disk(self._spool.replace, spooled, replace(report, body=body))
+            await self._replace(spooled, replace(report, body=body))
             return True
         self.refused += 1
         logger.warning(
@@ -152,6 +223,28 @@ class Reports:
         await self._forget(spooled)
         return True
 
+    def _nobody_there(self, spooled: Spooled, error: ClientError) -> bool:
+        logger.info("cannot report yet action=report_waits work_id=%s error=%s", spooled.report.work_id, error)
+        self._unheard[spooled.path.name] += 1
+        return False
+
+    def _faulted(self, spooled: Spooled, error: ApiError) -> None:
+        """The cluster answered, and not with a verdict: this report waits, the others pass it."""
+        held = self._held.get(spooled.path.name)
+        tries = held.tries + 1 if held is not None else 1
+        wait_s = min(ANSWERED_RETRY_CAP_S, RETRY_BASE_S * 2 ** min(tries, 10))
+        held = self._held[spooled.path.name] = Held(self._clock.monotonic_s() + wait_s, str(error), tries)
+        logger.log(
+            logging.WARNING if held.is_aside else logging.INFO,
+            "a report was not taken action=report_held work_id=%s tries=%d next_try_in_s=%.1f error=%s",
+            spooled.report.work_id, tries, wait_s, error,
+        )  # fmt: skip
+
+    async def _replace(self, spooled: Spooled, report: Report) -> None:
+        self._held.pop(spooled.path.name, None)
+        await self.on_disk(self._spool.replace, spooled, report)
+
     async def _forget(self, spooled: Spooled) -> None:
-        self._not_before_s.pop(spooled.path.name, None)
+        self._held.pop(spooled.path.name, None)
+        self._unheard.pop(spooled.path.name, None)
         await self.on_disk(self._spool.remove, spooled)

@@ -155,6 +155,7 @@ class Worker:
             "acknowledged": self._reports.acknowledged,
             "refused": self._reports.refused,
             "spooled": len(self._reports),
+            "held_reports": self._reports.held(),
             "work_types": sorted(self._executors.offered),
             "missing": dict(self._executors.missing),
             "capabilities": self._capabilities,

@@ -28,6 +28,10 @@ class FakeCluster:
         self.faults: dict[str, list[ClientError]] = {}
         """Errors that the next calls of a path raise."""
         self.away = False
+        self.broken: set[str] = set()
+        """Items whose reports are answered with a fault of the cluster's."""
+        self.breaks_off: set[str] = set()
+        """Items whose reports break the connection."""
         self.reports: dict[str, list[dict[str, Any]]] = {"complete": [], "fail": [], "release": []}
         """Accepted reports by verb."""
         self.progress: dict[str, Any] = {}
@@ -136,6 +140,10 @@ class FakeCluster:
         return {"work_id": lease["work_id"], "ok": True, "expires_at": "later", "cancel": False}
 
     def _report(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        if body["work_id"] in self.broken:
+            raise refusal(500, "internal")
+        if body["work_id"] in self.breaks_off:
+            raise Unreachable("cut", "unknown")
         item = self._held(body)
         final = {"complete": "COMPLETED", "fail": "FAILED", "release": "PENDING"}[verb]
         item.update(state=final, lease=None)

@@ -312,6 +312,60 @@ async def test_a_refused_credential_loses_no_result_and_holds_nothing_up(
     await until(lambda: cluster.state("a") == "COMPLETED")
 
 
+async def test_a_report_that_only_gets_faults_waits_by_itself_and_the_others_pass(
+    make: Start, cluster: FakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.broken = {"a"}
+    worker = make()
+    await worker.start()
+    cluster.add("a", "answer")
+    await until(lambda: worker.status()["held_reports"])
+    cluster.add("b", "answer")
+    await until(lambda: cluster.state("b") == "COMPLETED")
+    (held,) = worker.status()["held_reports"]
+    assert (held["work_id"], held["verb"]) == ("a", "complete")
+    assert "500" in held["error"]
+    assert worker.status()["spooled"] == 1
+    await until(lambda: worker.status()["held_reports"][0]["tries"] >= 3)
+    cluster.broken.clear()
+    await until(lambda: cluster.state("a") == "COMPLETED")
+    assert worker.status()["held_reports"] == []
+
+
+async def test_a_restarted_worker_does_not_wait_for_ever_for_a_report_that_nobody_can_take(
+    make: Start, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringraft.worker.reports.RETRY_BASE_S", 0.001)
+    cluster.broken = {"a"}
+    first = make()
+    await first.start()
+    cluster.add("a", "answer")
+    await until(lambda: first.status()["held_reports"])
+    await first.stop(drain_s=0.1)
+    again = make(incarnation=2)
+    await again.start()
+    cluster.add("b", "answer")
+    await until(lambda: cluster.state("b") == "COMPLETED")
+    assert again.status()["spooled"] == 1
+    cluster.broken.clear()
+    await until(lambda: cluster.state("a") == "COMPLETED")
+
+
+async def test_a_report_on_which_every_answer_breaks_off_is_not_the_next_one_to_ask_with(
+    make: Start, cluster: FakeCluster
+) -> None:
+    cluster.breaks_off = {"a"}
+    worker = make()
+    await worker.start()
+    cluster.add("a", "answer")
+    await until(lambda: cluster.paths().count("/work/complete") == 1)
+    cluster.add("b", "answer")
+    await until(lambda: cluster.state("b") == "COMPLETED")
+    assert worker.status()["spooled"] == 1
+    cluster.breaks_off.clear()
+    await until(lambda: cluster.state("a") == "COMPLETED")
+
+
 async def test_progress_that_is_refused_costs_no_lease(
     make: Start, cluster: FakeCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
