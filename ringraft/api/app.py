@@ -22,7 +22,7 @@ ROUTES: web.AppKey[list[Route]] = web.AppKey("routes", list)
 SERVICE: web.AppKey[Service] = web.AppKey("service", Service)
 
 
-def route_table(submission: Submission) -> list[Route]:
+def route_table(submission: Submission, *, timeout_s_max: float) -> list[Route]:
     """Every route there is, the document that describes them included."""
     table = [
         *health.routes(),
@@ -43,7 +43,7 @@ def route_table(submission: Submission) -> list[Route]:
     table.append(
         Route("GET", "/openapi.json", serve, (Role.READER,), "This document", "health", [described], is_local=True)
     )
-    text = strictjson.dump(openapi.document(table))
+    text = strictjson.dump(openapi.document(table, timeout_s_max=timeout_s_max))
     return table
 
 
@@ -61,7 +61,7 @@ def build_app(node: ServedNode, credentials: Credentials | None = None) -> web.A
         return await gate.serve(request, handler)
 
     app = web.Application(middlewares=[gated], client_max_size=node.settings.http.batch_body_bytes_max)
-    table = route_table(service.submission)
+    table = route_table(service.submission, timeout_s_max=node.settings.http.request_timeout_max_s)
     app[ROUTES] = table
     app[SERVICE] = service
     for route in table:

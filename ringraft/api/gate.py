@@ -23,7 +23,7 @@ from ringraft.api.problems import PROBLEM_TYPE, RETRY_AFTER_S, Problem, document
 from ringraft.api.query import parse_query, parse_text
 from ringraft.api.route import JSON_TYPE, Bound, Consistency, Route
 from ringraft.api.service import Service
-from ringraft.schema import NAME, Checker, Fault, Number, Object
+from ringraft.schema import NAME, Checker, Number, Object
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,8 @@ class Gate:
         async def unreached(request: web.Request) -> web.StreamResponse:
             raise AssertionError("the gate answers before a handler is called")
 
-        self._routes[unreached] = (route, route.query_object(), Checker(route.body) if route.body is not None else None)
+        query = route.query_object(self._service.node.settings.http.request_timeout_max_s)
+        self._routes[unreached] = (route, query, Checker(route.body) if route.body is not None else None)
         return unreached
 
     async def serve(self, request: web.Request, handler: WebHandler) -> web.StreamResponse:
@@ -140,8 +141,6 @@ class Gate:
         if timeout_s is None and header is not None:
             timeout_s = parse_text(Number(), header)
             Number(0, http.request_timeout_max_s, above=True).explain(timeout_s, TIMEOUT_HEADER, faults)
-        elif isinstance(timeout_s, int | float) and timeout_s > http.request_timeout_max_s:
-            faults.append(Fault("?timeout_s", f"is {timeout_s:g}, the most is {http.request_timeout_max_s:g}"))
         key = request.headers.get(KEY_HEADER)
         if key is not None and route.writes:
             NAME.explain(key, KEY_HEADER, faults)

@@ -48,15 +48,18 @@ HEADERS: Doc = {
 ON_EVERY_ANSWER = ("Node", "Leader", "Term", "Index", "Request-Id", "Lag", "Served-By")
 
 
-def document(routes: Iterable[Route]) -> Doc:
-    """The document. WebSockets, which OpenAPI has no words for, stand under ``x-websockets``."""
+def document(routes: Iterable[Route], *, timeout_s_max: float) -> Doc:
+    """The document. WebSockets, which OpenAPI has no words for, stand under ``x-websockets``.
+
+    ``timeout_s_max`` is how long a request may ask to wait for a leader.
+    """
     paths: Doc = {}
     sockets: list[Doc] = []
     for route in routes:
         if route.upgrades:
             sockets.append({"path": route.path, "summary": route.summary, "roles": [str(role) for role in route.roles]})
         else:
-            paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+            paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, timeout_s_max)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -83,7 +86,7 @@ def document(routes: Iterable[Route]) -> Doc:
                     "name": "X-Ringraft-Timeout",
                     "in": "header",
                     "description": "Seconds to wait for a leader and a commit; the same as `timeout_s`.",
-                    "schema": Number(0, 30, above=True).json_schema(),
+                    "schema": Number(0, timeout_s_max, above=True).json_schema(),
                 },
             },
         },
@@ -105,8 +108,8 @@ def problem_codes(route: Route) -> set[str]:
     return codes
 
 
-def _operation(route: Route) -> Doc:
-    query = route.query_object().fields
+def _operation(route: Route, timeout_s_max: float) -> Doc:
+    query = route.query_object(timeout_s_max).fields
     operation: Doc = {
         "operationId": f"{route.method.lower()}_{re.sub(r'[^a-z0-9]+', '_', route.path.lower()).strip('_')}",
         "summary": route.summary,

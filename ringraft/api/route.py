@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 Handler = Callable[["Call"], Awaitable["Reply | web.StreamResponse"]]
 
-REQUEST_TIMEOUT_S_MAX = 300
-"""No setting allows more; the setting's own bound is checked when a call is read."""
-
 JSON_TYPE = "application/json"
 
 
@@ -88,11 +85,11 @@ class Route:
     def is_open(self) -> bool:
         return Role.OPEN in self.roles
 
-    def query_object(self) -> Object:
-        """The query with what every route of its kind takes."""
+    def query_object(self, timeout_s_max: float) -> Object:
+        """The query with what every route of its kind takes; ``timeout_s_max`` is the setting."""
         fields: dict[str, Field] = dict(self.query)
         fields["timeout_s"] = Field(
-            Number(0, REQUEST_TIMEOUT_S_MAX, above=True), "How long to wait for a leader and a commit.", refers=True
+            Number(0, timeout_s_max, above=True), "How long to wait for a leader and a commit.", refers=True
         )
         if self.is_cluster:
             fields["redirect"] = Field(

@@ -115,6 +115,9 @@ def _run(given: dict[str, Any], roles: dict[str, str], *, must_vote: bool = Fals
     files, assignments, parent = (given.pop(name) for name in ("config_files", "assignments", "end_with_parent"))
     if parent is not None:
         _end_with_parent(parent)
+    # Until the node's loop answers signals, there is nothing yet that would have to be stopped in order.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(ExitCode.OK))
     settings = load_settings(overrides(given, assignments, roles), files=files or default_files())
     for warning in settings.warnings:
         say(f"warning: {warning}")

@@ -426,7 +426,20 @@ def run(settings: Settings) -> int:
 
 async def _run(settings: Settings) -> int:
     node = Node(settings)
-    await node.start()
-    end_on_signals(node.request_shutdown)
+    starting = asyncio.create_task(node.start(), name="start")
+
+    def end() -> None:
+        # Nothing was promised before the ready line: a start is broken off, not waited for.
+        if starting.done():
+            node.request_shutdown()
+        else:
+            starting.cancel()
+
+    end_on_signals(end)
+    await asyncio.wait({starting})
+    if starting.cancelled():
+        log.info("stopped before it was ready action=start_cancelled")
+        return EXIT_DONE
+    starting.result()
     say_ready(node.identity.node_id, node.url)
     return await node.run_until_ended()

@@ -363,6 +363,10 @@ async def test_no_leader_is_waited_for_and_then_503(node: FakeNode, asker: Asker
 
 
 async def test_timeouts_have_their_bounds(asker: Asker) -> None:
+    for too_long in ("31", "400"):
+        status, body, _ = await asker.get(f"/work/status?timeout_s={too_long}")
+        assert (status, body["errors"][0]["pointer"]) == (422, "?timeout_s")
+        assert "30" in body["errors"][0]["message"], body
     for bad in ("?timeout_s=31", "?timeout_s=0", "?timeout_s=x", "?timeout_s=-1"):
         assert (await asker.get(f"/work/status{bad}"))[1]["errors"][0]["pointer"] == "?timeout_s"
     for header in ("31", "0", "x", "nan"):
