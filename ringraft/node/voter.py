@@ -108,6 +108,7 @@ class Voter:
         try:
             await self._replay()
         except BaseException:
+            await self.consensus.stop()
             await self.archive.close()
             raise
 

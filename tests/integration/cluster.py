@@ -281,7 +281,7 @@ def eventually(look: Callable[[], T | None], timeout_s: float = 15.0) -> T:
         if found:
             return found
         assert time.monotonic() < until_s, "did not come true in time"
-        time.sleep(0.03)
+        time.sleep(0.005)
 
 
 @contextmanager

@@ -67,6 +67,25 @@ def test_the_data_directory(cluster: Cluster) -> None:
     assert {cluster.get(n, "/status").ok()["cluster_id"] for n in cluster.nodes} == ids
 
 
+@pytest.mark.parametrize("after", ["lock", "log", "state.db"])
+def test_sigterm_before_it_is_ready_ends_a_voter_with_0(tmp_path: Path, after: str) -> None:
+    """At whatever step of the start it comes; the directory is good for the next one."""
+    node = alone(tmp_path).start()
+    eventually(lambda: (node.data_dir / after).exists())
+    assert node.terminate() == 0, node.errors()
+    node.start().wait_ready()
+    assert node.terminate() == 0
+
+
+def test_sigterm_before_it_is_ready_ends_a_worker_with_0(tmp_path: Path) -> None:
+    worker = Process(
+        tmp_path, "ringraft.cli.worker", "w1", "--node-id", "w1", "--data-dir", str(tmp_path / "w1"),
+        "--join", f"127.0.0.1:{free_ports(1)[0]}",
+    ).start()  # fmt: skip
+    eventually(lambda: (tmp_path / "w1" / "lock").exists())
+    assert worker.terminate() == 0, worker.errors()
+
+
 def test_sigterm_ends_with_0_and_hands_over(cluster: Cluster) -> None:
     leader = cluster.leader()
     rest = [name for name in cluster.nodes if name != leader]
