@@ -179,7 +179,7 @@ async def test_the_document_describes_every_route(node: FakeNode, asker: Asker) 
 
 async def test_every_answer_has_a_schema_and_an_example_that_fits(node: FakeNode) -> None:
     assert node.server is not None and node.server.app is not None
-    doc = document(node.server.app[ROUTES])
+    doc = document(node.server.app[ROUTES], timeout_s_max=30)
     for path, operations in doc["paths"].items():
         for method, operation in operations.items():
             for status, response in operation["responses"].items():
