@@ -27,9 +27,12 @@ from ringraft.state.records import (
     ItemSpec,
     KeyRecord,
     NodeRecord,
+    VoterRecord,
 )
 
 ENTRY_VERSION = 1
+COMMAND_VERSION = 2
+"""The newest version of commands that this program knows; a voter announces it through the log."""
 INT_MAX = 1 << 56
 """Larger integers than any that the state machine makes; sums of a few stay inside 64 bits."""
 
@@ -50,8 +53,16 @@ OPS: dict[str, type[Any]] = {
     "node_status": ops.NodeStatus,
     "begin": ops.Begin,
     "configure": ops.Configure,
+    "form_voters": ops.FormVoters,
+    "announce_voter": ops.AnnounceVoter,
+    "admit_voter": ops.AdmitVoter,
+    "add_learner": ops.AddLearner,
+    "remove_voter": ops.RemoveVoter,
 }
 TAGS = {op: tag for tag, op in OPS.items()}
+SINCE = {op: 1 for op in OPS.values()} | {ops.AdmitVoter: 2, ops.AddLearner: 2, ops.RemoveVoter: 2}
+"""The command version since which each kind exists. A leader proposes a kind only once every voter has
+announced that version; forming and announcing, by which versions become known, were there from the start."""
 
 T = TypeVar("T")
 Place = str | tuple[Any, str | int]
@@ -271,6 +282,7 @@ _OTHERS: dict[str, Form] = {
     "key": Form(KeyRecord),
     "node": Form(NodeRecord),
     "agenda": Form(AgendaRecord),
+    "voter": Form(VoterRecord),
     "limits": Form(Limits),
 }
 _OTHER_TAGS = {
@@ -278,9 +290,10 @@ _OTHER_TAGS = {
     KeyRecord: "key",
     NodeRecord: "node",
     AgendaRecord: "agenda",
+    VoterRecord: "voter",
     Limits: "limits",
 }
-Record = ClassRecord | KeyRecord | NodeRecord | AgendaRecord | Limits
+Record = ClassRecord | KeyRecord | NodeRecord | AgendaRecord | VoterRecord | Limits
 
 _HISTORY, _GRANT, _END = Form(HistoryEntry), Form(Grant), Form(End)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ringraft.state.model import Limits, NewItem
+from ringraft.state.records import VoterRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,62 @@ class Configure:
     limits: Limits
 
 
+@dataclass(frozen=True, slots=True)
+class FormVoters:
+    """The first leader's: who founds the cluster, with what is known of each. Done: ``{status: formed}``."""
+
+    formation_id: str
+    """Random: tells this cluster from another one of the same names."""
+    founders: tuple[VoterRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceVoter:
+    """A node that keeps the log says who it is. Done: ``{status: announced|exists}``."""
+
+    node_id: str
+    data_id: str
+    incarnation: int
+    command_version: int
+    """The newest version of commands that its program knows."""
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class AdmitVoter:
+    """A learner that has caught up votes from now on, and its copy counts. Done: ``{status: admitted|exists}``."""
+
+    node_id: str
+    data_id: str
+    incarnation: int
+    command_version: int
+    address: str
+    basis: int
+    """Which entry changed the voters last when this was decided."""
+
+
+@dataclass(frozen=True, slots=True)
+class AddLearner:
+    """A node is sent the log, to be admitted once it has caught up. Done: ``{status: added|exists}``."""
+
+    node_id: str
+    address: str
+    basis: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveVoter:
+    """A voter or learner no longer keeps the log. Done: ``{status: removed}``."""
+
+    node_id: str
+    basis: int
+
+
+VOTER_CHANGES = (FormVoters, AdmitVoter, AddLearner, RemoveVoter)
+"""What changes who keeps the log or whose copy counts."""
+
 Op = (
     Add | AddBatch | Claim | Start | Renew | Complete | CompleteBatch | Fail | Release | Cancel | Retry
     | Tick | RegisterNode | NodeStatus | Begin | Configure
+    | FormVoters | AnnounceVoter | AdmitVoter | AddLearner | RemoveVoter
 )  # fmt: skip

@@ -24,17 +24,22 @@ from ringraft.state.codec import (
     spec_from_list,
 )
 from ringraft.state.model import FINAL, LEASED, Limits
-from ringraft.state.records import AgendaRecord, ClassRecord, Item, ItemSpec, KeyRecord, NodeRecord
+from ringraft.state.records import AgendaRecord, ClassRecord, Item, ItemSpec, KeyRecord, NodeRecord, VoterRecord
 from ringraft.state.tables import Tables
 
 MAGIC = "ringraft state"
-VERSION = 1
+VERSION = 2
 SLICE_BYTES = 256 * 1024
 
 
 def pack_clock(tables: Tables) -> bytes:
     """What is no record and not in the digest's own head; most of it changes with every entry."""
-    return pack_value(["clock", list(tables.epoch), tables.clock, tables.wall_ms, tables.is_configured])
+    return pack_value(
+        [
+            *("clock", list(tables.epoch), tables.clock, tables.wall_ms, tables.is_configured),
+            *(tables.begun_index, tables.voters_index, tables.formation_id),
+        ]
+    )
 
 
 def slices(tables: Tables, digest: str) -> Iterator[bytes]:
@@ -42,9 +47,11 @@ def slices(tables: Tables, digest: str) -> Iterator[bytes]:
     head = [
         *(MAGIC, VERSION, tables.index, tables.log_ms, tables.wall_ms),
         *(list(tables.epoch), tables.clock, tables.is_configured, len(tables.items)),
+        *(tables.begun_index, tables.voters_index, tables.formation_id),
     ]
     items = list(tables.items.values())
-    others: list[Record] = [tables.limits, *tables.nodes.values(), *tables.classes.values()]
+    others: list[Record] = [tables.limits, *tables.nodes.values(), *tables.voters.values()]
+    others += tables.classes.values()
     others += tables.agenda.values()
     others += tables.keys.values()
     return _encode(head, items, others, digest)
@@ -134,13 +141,14 @@ def _load_header(tables: Tables, head: Any) -> int:
         raise CodecError("this is not a snapshot of ringraft's state")
     if type(head[1]) is not int or head[1] != VERSION:
         raise CodecError(f"the snapshot has version {head[1]!r}; this program reads version {VERSION}")
-    if len(head) != 9 or type(head[7]) is not bool:
+    if len(head) != 12 or type(head[7]) is not bool or type(head[11]) is not str:
         raise CodecError("the snapshot's header is damaged")
-    if any(type(number) is not int for number in (*head[2:5], head[6], head[8])) or min(head[2], head[3]) < 0:
+    if any(type(number) is not int for number in (*head[2:5], head[6], *head[8:11])) or min(head[2], head[3]) < 0:
         raise CodecError("the snapshot's header is damaged")
     tables.index, tables.log_ms, tables.wall_ms = head[2:5]
     tables.epoch = epoch_from_list(head[5], "the snapshot's epoch")
     tables.clock, tables.is_configured = head[6:8]
+    tables.begun_index, tables.voters_index, tables.formation_id = head[9:12]
     return int(head[8])
 
 
@@ -159,6 +167,8 @@ def _load_record(tables: Tables, record: Record) -> None:
             tables.limits = record
         case NodeRecord():
             tables.nodes[record.node_id.lower()] = record
+        case VoterRecord():
+            tables.voters[record.node_id.lower()] = record
         case ClassRecord():
             tables.classes[record.work_type, record.class_key] = record
         case AgendaRecord():

@@ -26,6 +26,7 @@ def check(machine: StateMachine) -> None:
     check_limits(tables)
     check_classes(tables)
     check_keys(tables)
+    check_voters(tables)
     check_indexes(tables)
 
 
@@ -80,6 +81,15 @@ def check_keys(tables: Tables) -> None:
             assert seqs.intersection(record.births), f"{key_id} has outlived all it added"
         else:
             assert record.until_log_ms is not None, f"{key_id} would live for ever"
+
+
+def check_voters(tables: Tables) -> None:
+    for name, record in tables.voters.items():
+        assert name == record.node_id.lower(), f"{record.node_id} is kept under another name"
+    has_voter = any(record.is_voter for record in tables.voters.values())
+    assert has_voter == bool(tables.voters) == bool(tables.formation_id), "a formed cluster has a voter and an id"
+    assert tables.begun_index <= tables.index, "an epoch began in the future"
+    assert tables.voters_index <= tables.index, "the voters were changed in the future"
 
 
 def check_indexes(tables: Tables) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from ringraft.state import commands as ops
 from ringraft.state import image, reasons, view
 from ringraft.state.codec import CodecError, Record, pack_value, unpack
-from ringraft.state.decide import add, cancel, claim, finish, node, time
+from ringraft.state.decide import add, cancel, claim, finish, node, time, voter
 from ringraft.state.digest import Digest
 from ringraft.state.lazyheap import LazyHeap
 from ringraft.state.model import (
@@ -31,7 +31,7 @@ from ringraft.state.model import (
     Outcome,
     Rejected,
 )
-from ringraft.state.records import AgendaRecord, ClassRecord, Item, KeyRecord, NodeRecord
+from ringraft.state.records import AgendaRecord, ClassRecord, Item, KeyRecord, NodeRecord, VoterRecord
 from ringraft.state.tables import At, Decision, News, Tables
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,11 @@ DECIDERS: dict[type[Any], Decider] = {
     ops.NodeStatus: node.node_status,
     ops.Begin: node.begin,
     ops.Configure: node.configure,
+    ops.FormVoters: voter.form,
+    ops.AnnounceVoter: voter.announce,
+    ops.AdmitVoter: voter.admit,
+    ops.AddLearner: voter.add_learner,
+    ops.RemoveVoter: voter.remove,
 }
 
 KEYED = (ops.Add, ops.AddBatch, ops.Claim, ops.Cancel, ops.Retry)
@@ -230,6 +235,8 @@ class StateMachine:
             digest.touch(("node", name), tables.nodes.get(name), node_record)
             tables.nodes[name] = node_record
             tables.satisfiable.clear()
+        if decision.voters:
+            self._put_voters(decision, at)
         for order, agenda in decision.agenda.items():
             self._put_agenda(order, agenda)
         for work_id in finished:
@@ -238,12 +245,25 @@ class StateMachine:
         at.births += decision.births
         at.grants += decision.grants
         if decision.epoch is not None:
-            tables.epoch = decision.epoch
+            tables.epoch, tables.begun_index = decision.epoch, at.index
         if decision.limits is not None:
             digest.touch("limits", tables.limits, decision.limits)
             tables.limits, tables.is_configured = decision.limits, True
         if decision.news:
             self._tell(decision.news, at)
+
+    def _put_voters(self, decision: Decision, at: At) -> None:
+        tables = self._tables
+        for name, record in decision.voters.items():
+            self._digest.touch(("voter", name), tables.voters.get(name), record)
+            if record is None:
+                del tables.voters[name]
+            else:
+                tables.voters[name] = record
+        if decision.changes_voters:
+            tables.voters_index = at.index
+        if decision.formation_id is not None:
+            tables.formation_id = decision.formation_id
 
     def _keep_classes(self) -> None:
         """A class is there while it has live items; one that gets ready items again takes its turns from now on,
@@ -390,6 +410,10 @@ class StateMachine:
         """Every known node by its id."""
         return {record.node_id: record for record in self._tables.nodes.values()}
 
+    def voters(self) -> dict[str, VoterRecord]:
+        """Who keeps the log, by its id; empty until the cluster is formed."""
+        return {record.node_id: record for record in self._tables.voters.values()}
+
     def item(self, work_id: str) -> dict[str, Any] | None:
         """The item in the API's shape, or None."""
         found = self._tables.item(work_id)
@@ -446,6 +470,8 @@ def _others(tables: Tables) -> Iterator[tuple[object, Record]]:
         yield ("class", key), record
     for name, node_record in tables.nodes.items():
         yield ("node", name), node_record
+    for name, voter_record in tables.voters.items():
+        yield ("voter", name), voter_record
     for order, agenda in tables.agenda.items():
         yield ("agenda", order), agenda
     for key_id, key_record in tables.keys.items():

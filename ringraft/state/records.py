@@ -150,6 +150,23 @@ class NodeRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class VoterRecord:
+    """A node that keeps the log, as the log knows it."""
+
+    node_id: str
+    address: str
+    """``host:port``."""
+    data_id: str = ""
+    """Of the data directory whose copy counts; empty: a founder that was not heard yet."""
+    incarnation: int = 0
+    is_voter: bool = False
+    """False: a learner, which is sent the log and counts for nothing."""
+    command_version: int = 0
+    """The newest version of commands that its program knows; 0: it has not said."""
+    changed_wall_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRecord:
     """What an idempotency key stands for, and how long.
 

@@ -22,6 +22,7 @@ from ringraft.state.records import (
     KeyRecord,
     NodeRecord,
     ShapeKey,
+    VoterRecord,
 )
 
 
@@ -30,9 +31,11 @@ class Tables:
 
     __slots__ = (
         "agenda",
+        "begun_index",
         "classes",
         "clock",
         "epoch",
+        "formation_id",
         "index",
         "indexes",
         "is_configured",
@@ -42,6 +45,8 @@ class Tables:
         "log_ms",
         "nodes",
         "satisfiable",
+        "voters",
+        "voters_index",
         "wall_ms",
     )
 
@@ -50,6 +55,8 @@ class Tables:
         self.log_ms = 0
         self.wall_ms = 0
         self.epoch = Epoch(0, 0)
+        self.begun_index = 0
+        """The entry in which the newest epoch began."""
         self.limits = Limits()
         self.is_configured = False
         """Whether the limits were entered into the log, be it the ones that hold without."""
@@ -59,6 +66,11 @@ class Tables:
         """By lower-case id; in order of age."""
         self.nodes: dict[str, NodeRecord] = {}
         """By lower-case id."""
+        self.voters: dict[str, VoterRecord] = {}
+        """Who keeps the log, by lower-case id; empty until the cluster is formed."""
+        self.voters_index = 0
+        """The entry that changed the voters last."""
+        self.formation_id = ""
         self.classes: dict[ClassKey, ClassRecord] = {}
         self.keys: dict[KeyId, KeyRecord] = {}
         self.agenda: dict[int, AgendaRecord] = {}
@@ -117,9 +129,11 @@ class Decision:
     __slots__ = (
         "agenda",
         "births",
+        "changes_voters",
         "classes",
         "clock",
         "epoch",
+        "formation_id",
         "grants",
         "items",
         "keys",
@@ -128,6 +142,7 @@ class Decision:
         "nodes",
         "outcome",
         "remembered",
+        "voters",
     )
 
     def __init__(
@@ -139,6 +154,9 @@ class Decision:
         *,
         keys: Mapping[KeyId, KeyRecord | None] = NOTHING,
         nodes: Mapping[str, NodeRecord] = NOTHING,
+        voters: Mapping[str, VoterRecord | None] = NOTHING,
+        changes_voters: bool = False,
+        formation_id: str | None = None,
         agenda: Mapping[int, AgendaRecord | None] = NOTHING,
         births: int = 0,
         grants: int = 0,
@@ -154,6 +172,9 @@ class Decision:
         self.classes = classes
         self.keys = keys
         self.nodes = nodes
+        self.voters = voters
+        self.changes_voters = changes_voters
+        self.formation_id = formation_id
         self.agenda = agenda
         self.births = births
         """Items added."""

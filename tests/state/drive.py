@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from ringraft.state import commands as ops
 from ringraft.state.machine import StateMachine
 from ringraft.state.model import TOKENS_PER_ENTRY, Command, Entry, Epoch, Key, Limits, NewItem
+from ringraft.state.records import VoterRecord
 
 WALL_START_MS = 1_700_000_000_000
 SHORT = Limits(retention_ms=20_000, key_grace_ms=4_000, lease_default_ms=6_000, timers_per_entry=3, history_max=3)
 
 names = st.sampled_from(["a", "b", "c", "D", "e"])
 nodes = st.sampled_from(["n1", "n2"])
+data_ids = st.sampled_from(["d1", "d2"])
+bases = st.integers(0, 4)
 payloads = st.sampled_from([b"\x80", msgpack.packb({"games": 4})])
 tokens = st.builds(
     lambda index, position: index * TOKENS_PER_ENTRY + position, st.integers(1, 40), st.sampled_from([0, 0, 1])
@@ -70,6 +73,11 @@ verbs: st.SearchStrategy[Any] = st.one_of(
     ),
     st.builds(ops.NodeStatus, nodes, st.integers(1, 3), st.booleans()),
     st.builds(ops.Begin, nodes),
+    st.just(ops.FormVoters("f", (VoterRecord("n1", "a:1", "d1", 1, True, 2), VoterRecord("n2", "b:1", is_voter=True)))),
+    st.builds(ops.AnnounceVoter, nodes, data_ids, st.integers(1, 3), st.just(2), st.just("")),
+    st.builds(ops.AdmitVoter, nodes, data_ids, st.integers(1, 3), st.just(2), st.just("c:1"), bases),
+    st.builds(ops.AddLearner, st.sampled_from(["n1", "n3"]), st.just("d:1"), bases),
+    st.builds(ops.RemoveVoter, nodes, bases),
     st.builds(ops.Configure, st.just(SHORT)),
 )
 
@@ -80,7 +88,8 @@ steps = st.tuples(st.sampled_from([0, 10, 2_000, 7_000, 30_000]), st.lists(comma
 
 def entries_of(drawn: list[tuple[int, tuple[Command, ...]]]) -> list[Entry]:
     """A log that begins with short limits, so that things come due while the test runs."""
-    log_ms, result = 0, [Entry(0, WALL_START_MS, Epoch(1, 1), (Command(ops.Configure(SHORT)),))]
+    start = (Command(ops.Begin("n1")), Command(ops.Configure(SHORT)))
+    log_ms, result = 0, [Entry(0, WALL_START_MS, Epoch(1, 1), start)]
     for step_ms, batch in drawn:
         log_ms += step_ms
         result.append(Entry(log_ms, WALL_START_MS + log_ms, Epoch(1, 1), batch))

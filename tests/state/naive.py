@@ -19,6 +19,7 @@ from typing import Any
 import msgpack
 
 from ringraft.state import commands as ops
+from ringraft.state.decide.voter import VOTERS_MAX
 from ringraft.state.model import (
     FINAL,
     LEASED,
@@ -34,6 +35,7 @@ from ringraft.state.model import (
     Rejected,
     WorkState,
 )
+from ringraft.state.records import VoterRecord
 
 VENDOR_WORDS = {"nvidia", "geforce", "amd", "radeon", "tesla", "quadro", "instinct", "intel", "apple"}
 
@@ -172,6 +174,9 @@ class NaiveQueue:
         self.grants_in_entry = 0
         self.additions_in_entry = 0
         self.retired: list[str] = []
+        self.voters: dict[str, VoterRecord] = {}
+        self.begun_index = 0
+        self.voters_index = 0
 
     # -- entries -----------------------------------------------------------------------------------------------
 
@@ -235,12 +240,72 @@ class NaiveQueue:
             case ops.RegisterNode():
                 return self._register(op)
             case ops.Begin():
+                self.begun_index = self.index if epoch != self.epoch else self.begun_index
                 self.epoch = epoch
+            case ops.AnnounceVoter():
+                return self._announce(op)
+            case ops.FormVoters() | ops.AdmitVoter() | ops.AddLearner() | ops.RemoveVoter():
+                return self._change_voters(op, epoch)
             case ops.Configure():
                 self.limits = op.limits
             case ops.Tick() | ops.NodeStatus():
                 pass
         return Done({})
+
+    # -- voters ------------------------------------------------------------------------------------------------
+
+    def _voter(self, op: Any) -> VoterRecord:
+        record = self.voters.get(op.node_id.lower())
+        if record is None:
+            raise Refused("not_found")
+        return record
+
+    def _announce(self, op: ops.AnnounceVoter) -> Done:
+        record = self._voter(op)
+        if record.data_id and record.data_id != op.data_id:
+            raise Refused("conflict")
+        return self._says(record, op, record.is_voter)
+
+    def _says(self, record: VoterRecord, op: Any, is_voter: bool) -> Done:
+        if record.data_id == op.data_id and record.incarnation > op.incarnation:
+            raise Refused("conflict")
+        said = (op.address or record.address, op.data_id, op.incarnation, is_voter, op.command_version)
+        known = (record.address, record.data_id, record.incarnation, record.is_voter, record.command_version)
+        self.voters[op.node_id.lower()] = VoterRecord(record.node_id, *said)
+        return Done({"status": "exists" if said == known else "admitted" if hasattr(op, "basis") else "announced"})
+
+    def _change_voters(self, op: Any, epoch: Epoch) -> Done:
+        basis = 0 if isinstance(op, ops.FormVoters) else op.basis
+        has_begun = epoch == self.epoch and self.begun_index < self.index
+        if not has_begun or self.voters_index == self.index or self.voters_index != basis:
+            raise Refused("conflict")
+        done = self._changed_voters(op)
+        if done.value["status"] != "exists":
+            self.voters_index = self.index
+        return done
+
+    def _changed_voters(self, op: Any) -> Done:
+        match op:
+            case ops.FormVoters():
+                if self.voters:
+                    raise Refused("conflict")
+                self.voters = {one.node_id.lower(): one for one in op.founders}
+                return Done({"status": "formed"})
+            case ops.AdmitVoter():
+                return self._says(self._voter(op), op, True)
+            case ops.RemoveVoter():
+                record = self._voter(op)
+                if record.is_voter and len([one for one in self.voters.values() if one.is_voter]) == 1:
+                    raise Refused("conflict")
+                del self.voters[op.node_id.lower()]
+                return Done({"status": "removed"})
+        record = self.voters.get(op.node_id.lower(), VoterRecord(op.node_id, ""))
+        if record.is_voter or record.address == op.address:
+            return Done({"status": "exists"})
+        if not self.voters or (record.address == "" and len(self.voters) == VOTERS_MAX):
+            raise Refused("conflict")
+        self.voters[op.node_id.lower()] = replace(record, address=op.address)
+        return Done({"status": "added"})
 
     # -- time --------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringraft.state import commands as ops
-from ringraft.state.codec import OPS, CodecError, decode_command, decode_entry, encode_command, encode_entry
+from ringraft.state.codec import (
+    COMMAND_VERSION,
+    OPS,
+    SINCE,
+    CodecError,
+    decode_command,
+    decode_entry,
+    encode_command,
+    encode_entry,
+)
 from ringraft.state.machine import StateMachine
 from ringraft.state.model import Command, Done, Entry, Epoch, Key, Limits, NewItem
+from ringraft.state.records import VoterRecord
 from tests.state.drive import WALL_START_MS, commands, entries_of, steps
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -55,10 +65,19 @@ EVERY_OP = (
     ops.Begin("n1"),
     ops.Configure(Limits(items_max=5)),
 )
+FOUNDERS = (VoterRecord("n1", "a:1", "d1", 3, True, 2), VoterRecord("N2", "b:1", is_voter=True))
+EVERY_OP_SINCE_2 = (
+    ops.FormVoters("f", FOUNDERS),
+    ops.AnnounceVoter("n2", "d2", 1, 2, "c:1"),
+    ops.AdmitVoter("n2", "d2", 1, 2, "c:1", 5),
+    ops.AddLearner("n3", "d:1", 6),
+    ops.RemoveVoter("n3", 7),
+)
+"""The kinds that came with version 2 of the commands."""
 
 
-def every_entry() -> Entry:
-    batch = tuple(Command(op, Key("p", "k", bytes(range(32)))) for op in EVERY_OP)
+def every_entry(kinds: tuple[Any, ...] = EVERY_OP) -> Entry:
+    batch = tuple(Command(op, Key("p", "k", bytes(range(32)))) for op in kinds)
     return Entry(12_345, WALL_START_MS, Epoch(1, 7), batch)
 
 
@@ -70,13 +89,22 @@ def golden(name: str, now: bytes, request: pytest.FixtureRequest) -> bytes:
 
 
 def test_every_command_has_an_encoding() -> None:
-    assert {type(op) for op in EVERY_OP} == set(OPS.values()) == set(ops.Op.__args__)
+    kinds = {type(op) for op in EVERY_OP + EVERY_OP_SINCE_2}
+    assert kinds == set(OPS.values()) == set(ops.Op.__args__) == SINCE.keys()
+    assert max(SINCE.values()) == COMMAND_VERSION
 
 
 def test_entry_is_as_it_was_written_by_version_1(request: pytest.FixtureRequest) -> None:
     kept = golden("entry_v1.msgpack", encode_entry(every_entry()), request)
     assert decode_entry(kept) == every_entry()
     assert encode_entry(every_entry()) == kept
+
+
+def test_commands_of_version_2_are_as_they_were_written(request: pytest.FixtureRequest) -> None:
+    entry = every_entry(EVERY_OP_SINCE_2)
+    kept = golden("entry_commands_v2.msgpack", encode_entry(entry), request)
+    assert decode_entry(kept) == entry
+    assert encode_entry(entry) == kept
 
 
 def every_record() -> StateMachine:
@@ -93,6 +121,7 @@ def every_record() -> StateMachine:
         (3, (ops.Start("root", 5 * 4096), ops.Renew("W1", (ops.LeaseRef("root", 5 * 4096, b"\x32"),)))),
         (4, (ops.Fail("root", 5 * 4096, "it broke"),)),
         (9, (ops.Claim("W1", None, 1, None, None), ops.Complete("root", 8 * 4096, b"\x01", b"\x90", (spawn,)))),
+        (9, (ops.FormVoters("f", FOUNDERS), ops.AnnounceVoter("n2", "d2", 1, 2, "c:1"))),
     )
     for index, (second, batch) in enumerate(story, 1):
         keyed = tuple(Command(op, Key("p", f"{index}-{n}", b"body")) for n, op in enumerate(batch))
@@ -102,11 +131,11 @@ def every_record() -> StateMachine:
     return machine
 
 
-def test_snapshot_of_version_1_is_read_and_written(request: pytest.FixtureRequest) -> None:
+def test_snapshot_of_version_2_is_read_and_written(request: pytest.FixtureRequest) -> None:
     machine = every_record()
     tables = machine.tables
-    assert tables.agenda and tables.keys and tables.nodes and tables.classes
-    kept = golden("snapshot_v1.msgpack", b"".join(machine.snapshot()), request)
+    assert tables.agenda and tables.keys and tables.nodes and tables.classes and tables.voters
+    kept = golden("snapshot_v2.msgpack", b"".join(machine.snapshot()), request)
     restored = StateMachine.restore([kept])
     assert restored.digest() == machine.digest()
     assert b"".join(restored.snapshot()) == kept
@@ -115,7 +144,7 @@ def test_snapshot_of_version_1_is_read_and_written(request: pytest.FixtureReques
 def test_a_snapshot_that_is_not_known_is_named() -> None:
     image = b"".join(every_record().snapshot())
     for old, new, told in (
-        (b"\xaeringraft state\x01", b"\xaeringraft state\x02", "version 2"),
+        (b"\xaeringraft state\x02", b"\xaeringraft state\x03", "version 3"),
         (b"\xa5class", b"\xa5klass", "unknown kind 'klass'"),
         (b"COMPLETED", b"COMPLETEE", "no WorkState"),
         (b"it broke", b"it brake", "digest"),

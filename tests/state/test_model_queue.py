@@ -35,6 +35,7 @@ from ringraft.state.model import (
     Rejected,
     WorkState,
 )
+from ringraft.state.records import VoterRecord
 from tests.state.naive import Item, NaiveQueue
 
 settings.register_profile(
@@ -78,6 +79,12 @@ groups = st.sampled_from(["g1", "g2"])
 node_ids = st.sampled_from(NODES)
 steps_ms = st.sampled_from([0, 0, 0, 1, 500, 1000, 2500, 5000, 9000, 25_000])
 is_held_back = st.sampled_from([False, False, False, True])
+voter_ids = st.sampled_from(["v1", "v2", "V2", "v3"])
+data_ids = st.sampled_from(["d1", "d2"])
+founders = st.lists(
+    st.builds(VoterRecord, voter_ids, st.just("a:1"), st.just("") | data_ids, st.just(1), st.just(True)),
+    min_size=1, max_size=3, unique_by=lambda founder: founder.node_id.lower(),
+).map(tuple)  # fmt: skip
 keys = st.sampled_from([None, None, None, ("p", "k1"), ("p", "k2"), ("q", "k1")])
 policies = st.sampled_from(["cancel", "run", "wait"])
 holders = st.sampled_from([None, None, "same", "n1"])
@@ -423,6 +430,32 @@ class QueueBesideModel(RuleBasedStateMachine):
     def register(self, node_id: str, incarnation: int, capabilities: bytes, work_types: Any) -> None:
         self.send(ops.RegisterNode(node_id, incarnation, ("worker",), work_types, capabilities, (), "1"))
 
+    @precondition(lambda self: not self.model.voters)
+    @rule(founders=founders, held_back=is_held_back)
+    def form(self, founders: tuple[VoterRecord, ...], held_back: bool) -> None:
+        self.send(ops.FormVoters("f", founders), held_back=held_back)
+
+    @rule(node_id=voter_ids, data_id=data_ids, incarnation=st.integers(1, 3), version=mostly(2, 1))
+    def announce(self, node_id: str, data_id: str, incarnation: int, version: int) -> None:
+        self.send(ops.AnnounceVoter(node_id, data_id, incarnation, version, ""))
+
+    @rule(
+        verb=st.sampled_from(["admit", "add", "add", "remove"]),
+        node_id=voter_ids,
+        data_id=data_ids,
+        incarnation=st.integers(1, 3),
+        late=mostly(0, 1),
+        held_back=is_held_back,
+    )
+    def change_voters(
+        self, verb: str, node_id: str, data_id: str, incarnation: int, late: int, held_back: bool
+    ) -> None:
+        basis = self.model.voters_index - late
+        op: Any = ops.AdmitVoter(node_id, data_id, incarnation, 2, f"{node_id}:2", basis)
+        if verb != "admit":
+            op = ops.RemoveVoter(node_id, basis) if verb == "remove" else ops.AddLearner(node_id, "somewhere:1", basis)
+        self.send(op, held_back=held_back)
+
     @rule(step_ms=steps_ms)
     def tick(self, step_ms: int) -> None:
         self.send(ops.Tick(), step_ms=step_ms)
@@ -521,6 +554,12 @@ class QueueBesideModel(RuleBasedStateMachine):
             op = ops.Claim(node_id, None, 1, None, None)
             assert self.machine.could_claim(op) == bool(self.model.room(op) and self.model.claimable(op))
 
+    def voters_are_the_same(self) -> None:
+        seen = {name: dataclasses.replace(record, changed_wall_ms=0) for name, record in self.machine.voters().items()}
+        expected = {one.node_id: dataclasses.replace(one, changed_wall_ms=0) for one in self.model.voters.values()}
+        assert seen == expected
+        assert self.machine.tables.voters_index == self.model.voters_index
+
     def reasons_are_true(self) -> None:
         for item in self.model.items.values():
             why = self.machine.why(item.work_id)
@@ -560,6 +599,7 @@ class QueueBesideModel(RuleBasedStateMachine):
         self.parked_claims_would_be_woken_when_they_can_have_something()
         self.whatever_is_due_is_announced()
         self.reasons_are_true()
+        self.voters_are_the_same()
         invariants.check(self.machine)
         assert self.machine.index == self.index
         assert self.machine.log_ms == self.model.log_ms

@@ -3,7 +3,8 @@
 A block is one log entry: commands, ``----``, then what came of it. ``at SECONDS`` begins a block
 (log time; the wall clock runs along unless ``wall=`` sets it), further lines of the block are further
 commands of the same entry. Tokens are written ``INDEX.POSITION``. What comes out: one line per outcome,
-then every item that the entry changed, then the events.
+then every item and voter that the entry changed, then the events. ``basis=`` of a change of the voters is
+the entry that changed them last unless given.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from ringraft.state.model import (
     Outcome,
     Rejected,
 )
-from ringraft.state.records import Item
+from ringraft.state.records import Item, VoterRecord
 
 WALL_START_MS = 1_700_000_000_000
 
@@ -88,16 +89,23 @@ def new_item(words: list[str]) -> NewItem:
     return NewItem(**fields)
 
 
-def parse(line: str) -> Command:
+def voter(word: str) -> VoterRecord:
+    """``n1`` or ``n1=DATA_ID/INCARNATION/VERSION``."""
+    name, _, said = word.partition("=")
+    data_id, incarnation, version = said.split("/") if said else ("", "0", "0")
+    return VoterRecord(name, f"{name}:1", data_id, int(incarnation), True, int(version))
+
+
+def parse(line: str, basis: int = 0) -> Command:
     """One command; ``key=`` gives it an idempotency key whose body is the rest of the line."""
     verb, *words = [word[1:-1] if word[0] == '"' else word for word in re.findall(r'"[^"]*"|\S+', line)]
     key = next((word[4:] for word in words if word.startswith("key=")), None)
     words = [word for word in words if not word.startswith("key=")]
     body = " ".join([verb, *words]).encode()
-    return Command(build(verb, words), None if key is None else Key("user", key, body))
+    return Command(build(verb, words, basis), None if key is None else Key("user", key, body))
 
 
-def build(verb: str, words: list[str]) -> Any:
+def build(verb: str, words: list[str], basis: int) -> Any:
     parts = list(split(words, "|"))
     plain = [word for word in parts[0] if "=" not in word]
     options = dict(word.split("=", 1) for word in parts[0] if "=" in word)
@@ -156,6 +164,21 @@ def build(verb: str, words: list[str]) -> Any:
             return ops.Configure(Limits(**{name: int(value) for name, value in options.items()}))
         case "tick":
             return ops.Tick()
+        case "form":
+            return ops.FormVoters("f1", tuple(voter(word) for word in words))
+        case "announce":
+            said = voter(words[0])
+            address = options.get("address", said.address)
+            return ops.AnnounceVoter(said.node_id, said.data_id, said.incarnation, said.command_version, address)
+        case "admit":
+            said, basis = voter(words[0]), int(options.get("basis", basis))
+            parts = (said.node_id, said.data_id, said.incarnation, said.command_version, said.address)
+            return ops.AdmitVoter(*parts, basis)
+        case "add_learner":
+            address = options.get("address", f"{plain[0]}:1")
+            return ops.AddLearner(plain[0], address, int(options.get("basis", basis)))
+        case "remove":
+            return ops.RemoveVoter(plain[0], int(options.get("basis", basis)))
     raise ValueError(f"unknown verb {verb}")
 
 
@@ -192,10 +215,10 @@ class Trace:
             epoch = Epoch(1, int(number[6:]))
         if lines[0].startswith("show "):
             return self._show(lines[0].split()[1])
-        commands = tuple(parse(line.strip()) for line in lines)
+        commands = tuple(parse(line.strip(), self.machine.tables.voters_index) for line in lines)
         index = self.machine.index + 1
         entry = decode_entry(encode_entry(Entry(log_ms, wall_ms, epoch, commands)))
-        before = dict(self.machine.tables.items)
+        before, voters = dict(self.machine.tables.items), dict(self.machine.tables.voters)
         applied = self.machine.apply(index, entry)
         self.entries.append((index, entry))
         invariants.check(self.machine)
@@ -204,9 +227,15 @@ class Trace:
         changed = [name for name in {**before, **after} if before.get(name) is not after.get(name)]
         lines = [shown_outcome(outcome) for outcome in applied.outcomes]
         lines += [f"  {shown_item(name, after.get(name))}" for name in changed]
+        now = self.machine.tables.voters
+        lines += [
+            f"  {shown_voter(name, now.get(name))}"
+            for name in {**voters, **now}
+            if voters.get(name) is not now.get(name)
+        ]
         for event in applied.events:
             about = event.data.get("work_id") or event.data.get("node_id") or event.data.get("leader_id")
-            lines.append(f"  * {event.type} {about}")
+            lines.append(f"  * {event.type} {about or ' '.join(event.data['voters'])}")
         return lines
 
     def _show(self, work_id: str) -> list[str]:
@@ -257,6 +286,15 @@ def shown_item(name: str, item: Item | None) -> str:
         text += f" history={last.attempt}:{last.node_id}:{last.outcome}"
     if item.error is not None:
         text += f' error="{item.error}"'
+    return text
+
+
+def shown_voter(name: str, record: VoterRecord | None) -> str:
+    if record is None:
+        return f"{name} keeps the log no longer"
+    text = f"{record.node_id} {'voter' if record.is_voter else 'learner'} at={record.address}"
+    if record.data_id:
+        text += f" data={record.data_id} incarnation={record.incarnation} version={record.command_version}"
     return text
 
 

@@ -1,0 +1,153 @@
+"""Who keeps the log and votes on it: one change at a time, each decided on the table as it stands.
+
+A change names the table it was decided on (``basis``), so of two that were proposed at once only the
+first has an effect, and none takes effect before the leader that proposed it has begun its term.
+That keeps any two tables that can be in force at the same time one change apart, so their
+majorities share a voter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ringraft.state import commands as ops
+from ringraft.state.model import Done, Rejected
+from ringraft.state.records import VoterRecord
+from ringraft.state.tables import At, Decision, Tables
+
+VOTERS_MAX = 15
+"""Rows of the table, learners too. A majority of more would be slower than any of its voters is likely to fail."""
+
+
+def _refused(tables: Tables, at: At, basis: int) -> Rejected | None:
+    """Why no voter may be changed now, or None."""
+    if at.epoch != tables.epoch or at.index <= tables.begun_index:
+        return Rejected("conflict", "the leader's term has not begun in the log; try again")
+    if at.index == tables.voters_index:
+        return Rejected("conflict", "this entry has changed the voters already: one change at a time, try again")
+    if basis != tables.voters_index:
+        told = f"decided on the voters as of entry {basis}, and entry {tables.voters_index} has changed them; try again"
+        return Rejected("conflict", told)
+    return None
+
+
+def form(tables: Tables, op: ops.FormVoters, at: At) -> Decision | Rejected:
+    fault = _refused(tables, at, 0)
+    if fault is not None:
+        return fault
+    if tables.voters:
+        return Rejected("conflict", f"the cluster is formed: {_names(tables)}")
+    rows = {founder.node_id.lower(): founder for founder in op.founders}
+    if not 0 < len(op.founders) <= VOTERS_MAX or len(rows) != len(op.founders):
+        told = f"founders are 1 to {VOTERS_MAX} nodes with different ids, not {len(op.founders)}"
+        return Rejected("invalid_field", told, (("/founders", told),))
+    if not op.formation_id or not all(founder.is_voter for founder in op.founders):
+        told = "a formation has an id, and its founders are voters"
+        return Rejected("invalid_field", told, (("/founders", told),))
+    news = ("VOTERS_FORMED", {"voters": [founder.node_id for founder in op.founders]})
+    return _changed(at, rows, "formed", news, formation_id=op.formation_id)
+
+
+def announce(tables: Tables, op: ops.AnnounceVoter, at: At) -> Decision | Rejected:
+    """What a node says of itself changes neither who votes nor, once its directory is known, whose copy counts."""
+    record = tables.voters.get(op.node_id.lower())
+    fault = _not_a_voter(tables, op.node_id) if record is None else _older(record, op)
+    if fault is not None:
+        return fault
+    assert record is not None
+    if record.data_id not in ("", op.data_id):
+        told = f"{op.node_id} is known with another data directory: it must catch up and be admitted"
+        return Rejected("conflict", told)
+    said = _said(record, op, at)
+    if said == record:
+        return Decision(Done({"status": "exists"}))
+    return Decision(Done({"status": "announced"}), voters={op.node_id.lower(): said})
+
+
+def admit(tables: Tables, op: ops.AdmitVoter, at: At) -> Decision | Rejected:
+    record = tables.voters.get(op.node_id.lower())
+    fault = _refused(tables, at, op.basis)
+    if fault is None:
+        fault = _not_a_voter(tables, op.node_id) if record is None else _older(record, op)
+    if fault is not None:
+        return fault
+    assert record is not None
+    admitted = replace(_said(record, op, at), is_voter=True)
+    if admitted == record:
+        return Decision(Done({"status": "exists"}))
+    news = ("VOTER_ADMITTED", {"node_id": record.node_id, "incarnation": op.incarnation})
+    return _changed(at, {op.node_id.lower(): admitted}, "admitted", news)
+
+
+def add_learner(tables: Tables, op: ops.AddLearner, at: At) -> Decision | Rejected:
+    fault = _refused(tables, at, op.basis)
+    if fault is not None:
+        return fault
+    name = op.node_id.lower()
+    record = tables.voters.get(name)
+    if record is not None:
+        if record.is_voter or record.address == op.address:
+            return Decision(Done({"status": "exists"}))
+        record = replace(record, address=op.address)
+    elif len(tables.voters) >= VOTERS_MAX:
+        return Rejected("conflict", f"{VOTERS_MAX} nodes keep the log already; remove one first")
+    elif not tables.voters:
+        return Rejected("conflict", "the cluster is not formed yet; try again")
+    else:
+        record = VoterRecord(op.node_id, op.address, changed_wall_ms=at.wall_ms)
+    news = ("LEARNER_ADDED", {"node_id": record.node_id, "address": op.address})
+    return _changed(at, {name: record}, "added", news)
+
+
+def remove(tables: Tables, op: ops.RemoveVoter, at: At) -> Decision | Rejected:
+    fault = _refused(tables, at, op.basis)
+    if fault is not None:
+        return fault
+    record = tables.voters.get(op.node_id.lower())
+    if record is None:
+        return _not_a_voter(tables, op.node_id)
+    if record.is_voter and sum(one.is_voter for one in tables.voters.values()) == 1:
+        return Rejected("conflict", f"{record.node_id} is the last voter: add another one first")
+    news = ("VOTER_REMOVED", {"node_id": record.node_id})
+    return _changed(at, {op.node_id.lower(): None}, "removed", news)
+
+
+def _changed(
+    at: At,
+    voters: Mapping[str, VoterRecord | None],
+    status: str,
+    news: tuple[str, dict[str, Any]],
+    formation_id: str | None = None,
+) -> Decision:
+    done = Done({"status": status, "index": at.index})
+    return Decision(done, news=(news,), voters=voters, changes_voters=True, formation_id=formation_id)
+
+
+def _said(record: VoterRecord, op: ops.AnnounceVoter | ops.AdmitVoter, at: At) -> VoterRecord:
+    """The row with what the node says of itself."""
+    said = replace(
+        record,
+        address=op.address or record.address,
+        data_id=op.data_id,
+        incarnation=op.incarnation,
+        command_version=op.command_version,
+    )
+    return said if said == record else replace(said, changed_wall_ms=at.wall_ms)
+
+
+def _older(record: VoterRecord, op: ops.AnnounceVoter | ops.AdmitVoter) -> Rejected | None:
+    # Another directory counts its starts from one again.
+    if op.data_id != record.data_id or op.incarnation >= record.incarnation:
+        return None
+    told = f"{record.node_id} is known with incarnation {record.incarnation}, and {op.incarnation} is older"
+    return Rejected("conflict", told)
+
+
+def _not_a_voter(tables: Tables, node_id: str) -> Rejected:
+    return Rejected("not_found", f"{node_id} does not keep this log; those who do are {_names(tables)}")
+
+
+def _names(tables: Tables) -> str:
+    return ", ".join(record.node_id for record in tables.voters.values()) or "not known yet"
