@@ -6,27 +6,26 @@ id); None means the caller may speak for any node.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ringraft.state.model import Limits, NewItem
+from ringraft.state.record import record
 from ringraft.state.records import VoterRecord
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Add:
     """Add one item. Done: ``{status: added|exists, work_id, state?, index?, warnings?}``."""
 
     item: NewItem
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AddBatch:
     """Add all or none. Done: ``{items: [{status, work_id, …} in order]}``."""
 
     items: tuple[NewItem, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Claim:
     """Grant leases. Done: ``{claimed: [work_id, …], reasons: {code: count}}``."""
 
@@ -38,7 +37,7 @@ class Claim:
     """Packed capabilities; None: the node's registered ones, else only items without requirements."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Start:
     """ASSIGNED → RUNNING. Done: ``{status: running}``."""
 
@@ -47,7 +46,7 @@ class Start:
     holder: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LeaseRef:
     """One lease to renew, with what the worker has to report."""
 
@@ -56,7 +55,7 @@ class LeaseRef:
     progress: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Renew:
     """Extend leases, each by itself. Done: ``{leases: [{work_id, ok, …}]}``."""
 
@@ -64,7 +63,7 @@ class Renew:
     leases: tuple[LeaseRef, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Complete:
     """Finish an item and add what follows from it. Done: ``{status: completed, spawned, then}``."""
 
@@ -77,14 +76,14 @@ class Complete:
     holder: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CompleteBatch:
     """Finish many, each by itself. Done: ``{items: [{status: completed}|{status: refused, code}]}``."""
 
     items: tuple[Complete, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fail:
     """Done: ``{status: retry|failed, state, not_before_wall_ms}``. Always spends the attempt."""
 
@@ -95,7 +94,7 @@ class Fail:
     holder: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Release:
     """Hand back without spending an attempt. Done: ``{status: released}``."""
 
@@ -104,7 +103,7 @@ class Release:
     holder: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cancel:
     """Cancel one item or a group: exactly one is set. Done: ``{status: cancelled, count}``."""
 
@@ -112,7 +111,7 @@ class Cancel:
     group: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Retry:
     """Take FAILED or CANCELLED back. Done: ``{status: retried, count}``."""
 
@@ -120,12 +119,12 @@ class Retry:
     group: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tick:
     """Nothing but time: lets due timers fire."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RegisterNode:
     """A node presents itself; a higher incarnation frees its older self's leases.
 
@@ -141,7 +140,7 @@ class RegisterNode:
     version: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NodeStatus:
     """Membership's verdict, for information: it never ends a lease. Done: ``{}``."""
 
@@ -150,21 +149,21 @@ class NodeStatus:
     up: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Begin:
     """A leader's first command: its epoch begins here. Done: ``{}``."""
 
     leader_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Configure:
     """Set the limits. Done: ``{}``."""
 
     limits: Limits
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FormVoters:
     """The first leader's: who founds the cluster, with what is known of each. Done: ``{status: formed}``."""
 
@@ -173,7 +172,7 @@ class FormVoters:
     founders: tuple[VoterRecord, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AnnounceVoter:
     """A node that keeps the log says who it is. Done: ``{status: announced|exists}``."""
 
@@ -185,7 +184,7 @@ class AnnounceVoter:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AdmitVoter:
     """A learner that has caught up votes from now on, and its copy counts. Done: ``{status: admitted|exists}``."""
 
@@ -198,7 +197,7 @@ class AdmitVoter:
     """Which entry changed the voters last when this was decided."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AddLearner:
     """A node is sent the log, to be admitted once it has caught up. Done: ``{status: added|exists}``."""
 
@@ -207,7 +206,7 @@ class AddLearner:
     basis: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RemoveVoter:
     """A voter or learner no longer keeps the log. Done: ``{status: removed}``."""
 

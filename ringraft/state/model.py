@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from ringraft.state.record import record
+
 TOKENS_PER_ENTRY = 4096
 """A fencing token is ``index * TOKENS_PER_ENTRY + position``; also the most grants in one entry."""
 
@@ -52,7 +54,7 @@ class HistoryEntry(NamedTuple):
     at_wall_ms: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NewItem:
     """A work item as submitted, checked and in canonical form; without an id the machine names it."""
 
@@ -110,7 +112,7 @@ class Limits:
     """How many due timers, retirements and settled dependents one entry handles; the rest wait for the next."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Key:
     """An idempotency key: unique per principal; ``body`` is the digest of verb and parsed body."""
 
@@ -119,7 +121,7 @@ class Key:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Command:
     """One thing asked of the state machine."""
 
@@ -128,7 +130,7 @@ class Command:
     key: Key | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Entry:
     """One log entry: everything that arrived together, stamped by the leader."""
 
@@ -138,14 +140,14 @@ class Entry:
     commands: tuple[Command, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Done:
     """The command was applied; ``value`` answers it."""
 
     value: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rejected:
     """The command changed nothing. ``code`` is one of the codes of the REST contract."""
 
@@ -170,7 +172,7 @@ class Event(NamedTuple):
     data: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Applied:
     """What one entry did: one outcome per command, in order, and the events."""
 

@@ -7,10 +7,11 @@ named tuple, which takes a quarter of the time that a frozen dataclass takes to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
 
 from ringraft.state.model import FINAL, LEASED, HistoryEntry, NewItem, WorkState
+from ringraft.state.record import record
 
 BIRTHS_PER_ENTRY = 1 << 20
 """``seq`` is ``index * BIRTHS_PER_ENTRY + position``; an entry of 8 MiB cannot carry this many items."""
@@ -26,7 +27,7 @@ KeyId = tuple[str, str]
 """(principal, key) of an idempotency key."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ItemSpec:
     """The part of an item that is fixed when it is added."""
 
@@ -129,7 +130,7 @@ class Item(NamedTuple):
         return self.wake_wall_ms if self.wake_log_ms is None else None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NodeRecord:
     """A node as it presented itself, and what the membership last said about it."""
 
@@ -149,7 +150,7 @@ class NodeRecord:
         return "worker" in self.roles
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class VoterRecord:
     """A node that keeps the log, as the log knows it."""
 
@@ -166,7 +167,7 @@ class VoterRecord:
     changed_wall_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KeyRecord:
     """What an idempotency key stands for, and how long.
 
@@ -192,7 +193,7 @@ class KeyRecord:
         return self.until_log_ms if self.recheck_log_ms is None else self.recheck_log_ms
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ClassRecord:
     """A class with live items, and the virtual time of its next turn."""
 
@@ -201,7 +202,7 @@ class ClassRecord:
     turn: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AgendaRecord:
     """An item became final and its dependents past ``after_seq`` have not been told yet."""
 
