@@ -9,7 +9,7 @@ from ringraft.clock import Clock
 from ringraft.consensus.base import Replicated
 from ringraft.consensus.proposals import Made, Proposals
 from ringraft.consensus.replog.syncobj import ENTRY, RaftLog
-from ringraft.state.codec import decode_entry, encode_entry
+from ringraft.state.codec import encode_entry
 from ringraft.state.commands import Begin
 from ringraft.state.model import Command, Entry, Epoch, Rejected
 
@@ -94,22 +94,21 @@ class EntryMaker:
                 self._proposals.put_back(taken)
             count_max = max(len(taken) // 2, 1)
         # Noted first: what a failing disk has taken of it may yet be found there and committed.
-        command, as_read = encoded
-        self._proposals.made(self._log.last_index() + 1, Made(base.term, as_read, tuple(taken), len(own)))
-        self._log.append(command)
+        self._proposals.made(self._log.last_index() + 1, Made(base.term, entry, tuple(taken), len(own)))
+        self._log.append(encoded)
 
-    def _encoded(self, entry: Entry) -> tuple[bytes, Entry] | Rejected:
-        """The entry as it stands in the log, and as every replica reads it there; or why it cannot stand there.
+    def _encoded(self, entry: Entry) -> bytes | Rejected:
+        """The entry as it stands in the log, or why it cannot stand there.
 
-        Read back before it is in the log, since an entry that cannot be read would stop every replica.
+        The encoder writes nothing that the decoder would refuse or read otherwise: an entry that cannot
+        be read would stop every replica.
         """
         try:
             command = ENTRY + encode_entry(entry)
-            as_read = decode_entry(command[1:])
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        except ValueError as error:
             logger.error("a command cannot be encoded action=encode_failed node=%s: %r", self._log.node_id, error)
             return Rejected("internal", f"the command cannot be encoded: {error}")
         if len(command) > self._bytes_max:
             detail = f"the command takes {len(command)} bytes in the log; raft.entry_bytes_max is {self._bytes_max}"
             return Rejected("too_large", detail)
-        return command, as_read
+        return command

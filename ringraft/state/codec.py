@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -84,61 +85,84 @@ def told(where: Place) -> str:
 
 
 class Coding(NamedTuple):
-    """How a type is written; ``encode`` is None where the value is written as it is."""
+    """How a type is written and read. Both ways check it, so that only what can be read is ever written."""
 
-    encode: Encode | None
+    encode: Encode
     decode: Decode
+    plain: type[Any] | None = None
+    """A value of exactly this type is written and read as it is: no call is needed to say so."""
 
 
 def _plain(kind: type[Any]) -> Coding:
+    is_int = kind is int
+
+    def encode(value: Any) -> Any:
+        if type(value) is not kind or (is_int and not -INT_MAX <= value <= INT_MAX):
+            raise CodecError(f"{value!r:.80} cannot be written as {kind.__name__}")
+        return value
+
     def decode(value: Any, where: Place) -> Any:
         if type(value) is not kind:
             raise CodecError(f"{told(where)} is {type(value).__name__}, not {kind.__name__}")
-        if kind is int and not -INT_MAX <= value <= INT_MAX:
+        if is_int and not -INT_MAX <= value <= INT_MAX:
             raise CodecError(f"{told(where)} is {value}, beyond {INT_MAX}")
         return value
 
-    return Coding(None, decode)
+    return Coding(encode, decode, None if is_int else kind)
 
 
 def _optional(inner: Coding) -> Coding:
-    encode = inner.encode
+    def encode(value: Any) -> Any:
+        return None if value is None else inner.encode(value)
 
     def decode(value: Any, where: Place) -> Any:
         return None if value is None else inner.decode(value, where)
 
-    return Coding(None if encode is None else lambda value: None if value is None else encode(value), decode)
+    return Coding(encode, decode, inner.plain)
 
 
 def _sequence(inner: Coding) -> Coding:
-    encode = inner.encode
+    def encode(value: Any) -> Any:
+        if type(value) is not tuple:
+            raise CodecError(f"{value!r:.80} cannot be written as a tuple")
+        return [inner.encode(one) for one in value]
 
     def decode(value: Any, where: Place) -> Any:
         if type(value) is not list:
             raise CodecError(f"{told(where)} is {type(value).__name__}, not a list")
         return tuple([inner.decode(one, (where, number)) for number, one in enumerate(value)])
 
-    return Coding(list if encode is None else lambda value: [encode(one) for one in value], decode)
+    return Coding(encode, decode)
 
 
-def _pair(inner: list[Coding]) -> Coding:
+def _pair(inner: list[Coding], kind: type[Any] = tuple) -> Coding:
+    def encode(value: Any) -> Any:
+        if type(value) is not kind or len(value) != len(inner):
+            raise CodecError(f"{value!r:.80} cannot be written as a {kind.__name__} of {len(inner)}")
+        return [one.encode(part) for one, part in zip(inner, value, strict=True)]
+
     def decode(value: Any, where: Place) -> Any:
         if type(value) is not list or len(value) != len(inner):
             raise CodecError(f"{told(where)} is not a list of {len(inner)}")
         return tuple([one.decode(part, where) for one, part in zip(inner, value, strict=True)])
 
-    return Coding(list, decode)
+    return Coding(encode, decode)
 
 
 def _enum(kind: type[StrEnum]) -> Coding:
     known = {one.value: one for one in kind}
+
+    def encode(value: Any) -> Any:
+        if type(value) is not kind:
+            raise CodecError(f"{value!r:.80} cannot be written as {kind.__name__}")
+        return value.value
 
     def decode(value: Any, where: Place) -> Any:
         if not isinstance(value, str) or value not in known:
             raise CodecError(f"{told(where)} is {value!r}, which is no {kind.__name__}")
         return known[value]
 
-    return Coding(lambda value: value.value, decode)
+    return Coding(encode, decode)
 
 
 def _coding(hint: Any) -> Coding:
@@ -151,8 +175,8 @@ def _coding(hint: Any) -> Coding:
     if origin is tuple:
         return _sequence(_coding(args[0])) if args[-1] is Ellipsis else _pair([_coding(arg) for arg in args])
     if hint is Epoch:
-        pair = _pair([_plain(int), _plain(int)])
-        return Coding(list, lambda value, where: Epoch(*pair.decode(value, where)))
+        pair = _pair([_plain(int), _plain(int)], Epoch)
+        return Coding(pair.encode, lambda value, where: Epoch(*pair.decode(value, where)))
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return _enum(hint)
     if is_dataclass(hint) or hasattr(hint, "_fields"):
@@ -173,18 +197,26 @@ class Form:
 
     def __init__(self, kind: Any) -> None:
         hints = get_type_hints(kind)
+        found = [(name, default, _coding(hints[name])) for name, default in _fields(kind)]
         self._kind = kind
-        self._fields = [(name, default, *_coding(hints[name])) for name, default in _fields(kind)]
-        self._decoders = {name: decode for name, _, _, decode in self._fields}
-        self._required = frozenset(name for name, default, _, _ in self._fields if default is MISSING)
+        self._fields = [(name, default, coding.plain, coding.encode) for name, default, coding in found]
+        self._codings = {name: (coding.plain, coding.decode) for name, _, coding in found}
+        self._required = frozenset(name for name, default, _ in found if default is MISSING)
+        names = [name for name, _, _ in found]
+        # One call for all fields; with a single name it would give the bare value.
+        self._parts: Callable[[Any], tuple[Any, ...]] = (
+            attrgetter(*names) if len(names) > 1 else lambda value: tuple([getattr(value, name) for name in names])
+        )
 
     def to_map(self, value: Any) -> dict[str, Any]:
         """Only what differs from its default."""
+        if type(value) is not self._kind:
+            raise CodecError(f"{value!r:.80} is not {self._kind.__name__}")
         result = {}
-        for name, default, encode, _ in self._fields:
-            part = getattr(value, name)
-            if part != default or type(part) is not type(default):
-                result[name] = part if encode is None else encode(part)
+        for part, (name, default, plain, encode) in zip(self._parts(value), self._fields, strict=True):
+            if part is default or (part == default and type(part) is type(default)):
+                continue
+            result[name] = part if type(part) is plain else encode(part)
         return result
 
     def from_map(self, value: Any, where: Place) -> Any:
@@ -192,30 +224,36 @@ class Form:
             raise CodecError(f"{told(where)} is {type(value).__name__}, not a map")
         parts = {}
         for name, part in value.items():
-            decode = self._decoders.get(name) if type(name) is str else None
-            if decode is None:
+            coding = self._codings.get(name)
+            if coding is None:
                 raise CodecError(
                     f"{told(where)} has the unknown field {name!r}: it is from a newer version, or damaged"
                 )
-            parts[name] = decode(part, (where, name))
+            parts[name] = part if type(part) is coding[0] else coding[1](part, (where, name))
         if not self._required <= parts.keys():
             raise CodecError(f"{told(where)} lacks {', '.join(sorted(self._required - parts.keys()))}")
         return self._kind(**parts)
 
     def to_list(self, value: Any) -> list[Any]:
-        parts = ((getattr(value, name), encode) for name, _, encode, _ in self._fields)
-        return [part if encode is None else encode(part) for part, encode in parts]
+        if type(value) is not self._kind:
+            raise CodecError(f"{value!r:.80} is not {self._kind.__name__}")
+        parts = zip(self._parts(value), self._fields, strict=True)
+        return [part if type(part) is plain else encode(part) for part, (_, _, plain, encode) in parts]
 
     def from_list(self, value: Any, where: Place) -> Any:
         if type(value) is not list or len(value) != len(self._fields):
             raise CodecError(f"{told(where)} is not a list of {len(self._fields)} fields")
-        parts = [decode(part, (where, name)) for part, (name, _, _, decode) in zip(value, self._fields, strict=True)]
+        parts = [
+            part if type(part) is plain else decode(part, (where, name))
+            for part, (name, (plain, decode)) in zip(value, self._codings.items(), strict=True)
+        ]
         return self._kind(*parts)
 
 
 _OP_FORMS = {tag: Form(kind) for tag, kind in OPS.items()}
 _KEY = Form(Key)
 _INT = _plain(int)
+_packer = msgpack.Packer()
 
 
 def unpack(data: bytes, what: str) -> Any:
@@ -227,9 +265,13 @@ def unpack(data: bytes, what: str) -> Any:
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """The entry as it travels in the log."""
+    """The entry as it travels in the log. CodecError, or UnicodeEncodeError for half a surrogate pair.
+
+    Whatever this writes ``decode_entry`` reads, as an equal entry: each type is checked on its way out.
+    """
     commands = [_command_to_list(command) for command in entry.commands]
-    return bytes(_packer.pack([ENTRY_VERSION, entry.log_ms, entry.wall_ms, list(entry.epoch), commands]))
+    times = _INT.encode(entry.log_ms), _INT.encode(entry.wall_ms)
+    return bytes(_packer.pack([ENTRY_VERSION, *times, _EPOCH.encode(entry.epoch), commands]))
 
 
 def encode_command(command: Command) -> bytes:
@@ -238,7 +280,9 @@ def encode_command(command: Command) -> bytes:
 
 
 def _command_to_list(command: Command) -> list[Any]:
-    tag = TAGS[type(command.op)]
+    tag = TAGS.get(type(command.op))
+    if tag is None:
+        raise CodecError(f"{type(command.op).__name__} is no command")
     parts = _OP_FORMS[tag].to_map(command.op)
     return [tag, parts] if command.key is None else [tag, parts, _KEY.to_list(command.key)]
 
@@ -274,7 +318,6 @@ def _command_from_list(value: Any, where: Place) -> Command:
 
 # -- records -----------------------------------------------------------------------------------------------------
 
-_packer = msgpack.Packer()
 _EPOCH = _coding(Epoch)
 _SPEC, _ITEM, _NEW = Form(ItemSpec), Form(Item), _coding(get_type_hints(ItemSpec)["new"])
 _OTHERS: dict[str, Form] = {
@@ -300,7 +343,6 @@ _HISTORY, _GRANT, _END = Form(HistoryEntry), Form(Grant), Form(End)
 
 def pack_spec(spec: ItemSpec) -> bytes:
     """The canonical form of what is fixed about an item."""
-    assert _NEW.encode is not None
     parts = ["spec", spec.work_id, spec.seq, _NEW.encode(spec.new), spec.parent, spec.created_wall_ms]
     return bytes(_packer.pack(parts))
 
@@ -394,10 +436,14 @@ def epoch_from_list(value: Any, where: Place) -> Epoch:
     return epoch
 
 
+def _listed(form: Form) -> Coding:
+    return Coding(form.to_list, form.from_list)
+
+
 def _item_parts() -> list[tuple[str, Decode]]:
     hints = get_type_hints(Item)
-    listed = {"grant": _optional(Coding(None, _GRANT.from_list)), "end": _optional(Coding(None, _END.from_list))}
-    listed["history"] = _sequence(Coding(None, _HISTORY.from_list))
+    listed = {"grant": _optional(_listed(_GRANT)), "end": _optional(_listed(_END))}
+    listed["history"] = _sequence(_listed(_HISTORY))
     names = [name for name in Item._fields if name != "spec"]
     return [(name, (listed.get(name) or _coding(hints[name])).decode) for name in names]
 
