@@ -70,6 +70,7 @@ class Metrics:
         self._elections = self._counter("ringraft_raft_leader_changes", "Epochs begun.")
         self._suspicions = self._counter("ringraft_membership_suspicions", "Nodes that became suspect.")
         self._forwarded = self._counter("ringraft_forwarded_requests", "Requests passed on to the leader.")
+        self._closed = self._counter("ringraft_http_connections_closed", "Connections that this node ended.", "reason")
         self._requests = Histogram(
             "ringraft_http_request_seconds",
             "Time to answer a request, waiting included.",
@@ -89,6 +90,10 @@ class Metrics:
     def forwarded(self) -> None:
         """One request was passed on to the leader."""
         self._forwarded.inc()
+
+    def connection_closed(self, reason: str) -> None:
+        """One connection was ended here: ``full`` or ``slow_head``."""
+        self._closed.labels(reason).inc()
 
     def suspected(self) -> None:
         """One node became suspect."""

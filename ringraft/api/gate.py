@@ -27,9 +27,6 @@ from ringraft.schema import NAME, Checker, Number, Object
 
 log = logging.getLogger(__name__)
 
-BODY_READ_S = 10.0
-"""How long a body may take to arrive; a slower one holds a place that others need."""
-
 REQUEST_ID_CHARS_MAX = 64
 TIMEOUT_HEADER = "X-Ringraft-Timeout"
 KEY_HEADER = "Idempotency-Key"
@@ -155,7 +152,7 @@ class Gate:
             if hop is not None:
                 hop.check_body(b"")
             if request.method != "GET" and request.can_read_body:
-                await _read(request, http.body_bytes_max)
+                await _read(request, http.body_bytes_max, http.body_timeout_s)
             return
         if not request.can_read_body and not route.body_required:
             call.body = {}
@@ -164,7 +161,7 @@ class Gate:
         else:
             self._check_media_type(request)
             limit = http.batch_body_bytes_max if route.body_bound is Bound.BATCH else http.body_bytes_max
-            raw = await _read(request, limit)
+            raw = await _read(request, limit, http.body_timeout_s)
             if hop is not None:
                 hop.check_body(raw)
             try:
@@ -233,21 +230,21 @@ def unauthenticated() -> Problem:
     return Problem("unauthenticated", "send the cluster secret or a token as Authorization: Bearer …")
 
 
-async def _read(request: web.Request, limit: int) -> bytes:
-    """The body, at most ``limit`` bytes of it and in at most ``BODY_READ_S`` seconds."""
+async def _read(request: web.Request, limit: int, timeout_s: float) -> bytes:
+    """The body, at most ``limit`` bytes of it and in at most ``timeout_s`` seconds."""
     if request.content_length is not None and request.content_length > limit:
         raise _too_large(limit)
     parts: list[bytes] = []
     size = 0
     try:
-        async with asyncio.timeout(BODY_READ_S):
+        async with asyncio.timeout(timeout_s):
             async for part in request.content.iter_any():
                 size += len(part)
                 if size > limit:
                     raise _too_large(limit)
                 parts.append(part)
     except TimeoutError:
-        raise Problem("bad_json", f"the body did not arrive within {BODY_READ_S:g} s", closes=True) from None
+        raise Problem("bad_json", f"the body did not arrive within {timeout_s:g} s", closes=True) from None
     except web.RequestPayloadError as error:
         raise Problem("bad_json", f"the body is broken: {error}", closes=True) from None
     return b"".join(parts)

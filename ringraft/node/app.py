@@ -14,7 +14,8 @@ import aiohttp
 from aiohttp import http_parser, web
 
 from ringraft import __version__
-from ringraft.api.app import build_app
+from ringraft.api.app import SERVICE, build_app
+from ringraft.api.connection import Doors, listen
 from ringraft.client import Client
 from ringraft.clock import SystemClock
 from ringraft.consensus.raft import RaftConsensus
@@ -30,7 +31,15 @@ from ringraft.node.listener import BACKLOG, address_of, bind
 from ringraft.node.load import SAMPLE_S, Load
 from ringraft.node.logs import begin_logging
 from ringraft.node.loops import Loops
-from ringraft.node.process import EXIT_DONE, EXIT_FAILED, EXIT_REFUSED, end_on_signals, say_ready, settle_memory
+from ringraft.node.process import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_REFUSED,
+    connections_allowed,
+    end_on_signals,
+    say_ready,
+    settle_memory,
+)
 from ringraft.node.rates import Rates
 from ringraft.node.replica import Replica
 from ringraft.node.selfview import metrics_snapshot, status_fields
@@ -45,7 +54,8 @@ log = logging.getLogger(__name__)
 CLOSE_REQUESTS_S = 1.0
 """How long requests under way may take to end when the node stops."""
 
-KEEPALIVE_S = 75.0
+LINGER_S = 2.0
+"""How long what is left of a refused body is read away, so that its sender sees the refusal."""
 
 CONNECTIONS_MAX = 1024
 """Connections of this node to others, for forwarding and heartbeats."""
@@ -73,6 +83,7 @@ class Node:
         self.voter: Voter | None = None
         self._worker_client: Client | None = None
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
         self.started_s = self.clock.monotonic_s()
         self._ended: asyncio.Future[int]
         self._is_graceful = True
@@ -218,6 +229,8 @@ class Node:
         if self.voter is not None:
             # Before the requests under way are waited for: the peers' connections are some of them.
             await self.voter.close()
+        if self._listener is not None:
+            self._listener.close()
         if self._runner is not None:
             await self._runner.cleanup()
         for session in (self._worker_client, self._client):
@@ -366,18 +379,30 @@ class Node:
         self.identity = identity
 
     async def _serve(self, bound: socket.socket) -> None:
+        app = build_app(self)
         self._runner = web.AppRunner(
-            build_app(self),
+            app,
             access_log=None,
             handle_signals=False,
             # A claim that waits for a client that is gone would be granted work that nobody does.
             handler_cancellation=True,
-            keepalive_timeout=KEEPALIVE_S,
             shutdown_timeout=CLOSE_REQUESTS_S,
         )
         await self._runner.setup()
-        await web.SockSite(self._runner, bound, backlog=BACKLOG).start()
-        self._bound = None  # The site closes it from now on.
+        assert self._runner.server is not None
+        http = self.settings.http
+        allowed = connections_allowed(http.connections_max + http.connections_reserve)
+        doors = Doors(http, app[SERVICE], connections_max=max(1, allowed - http.connections_reserve))
+        self._listener = await listen(
+            self._runner.server,
+            bound,
+            doors,
+            backlog=BACKLOG,
+            access_log=None,
+            keepalive_timeout=http.idle_timeout_s,
+            lingering_time=LINGER_S,
+        )
+        self._bound = None  # The listener closes it from now on.
 
     async def _begin_work(self, directory: DataDirectory) -> None:
         settings = self.settings

@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable
 
@@ -19,6 +20,26 @@ EXIT_DONE, EXIT_FAILED, EXIT_REFUSED = 0, 1, 2
 # is there at start never goes and is frozen; young objects are collected often (a request's cycles,
 # at most 10 x 10,000 objects: a few ms), the oldest generation never.
 GC_THRESHOLDS = (10_000, 10, 1_000_000)
+
+FILES_BESIDE = 256
+"""Open files beside the connections of others: the log, the archive, executors, own connections."""
+
+
+def connections_allowed(wanted: int) -> int:
+    """How many connections this process may hold; raises its limit of open files as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = wanted + FILES_BESIDE
+    if soft != resource.RLIM_INFINITY and soft < need:
+        soft = need if hard == resource.RLIM_INFINITY else min(need, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= need:
+        return wanted
+    allowed = max(1, soft - FILES_BESIDE)
+    log.warning(
+        "fewer connections than http.connections_max: raise the limit of open files action=files_limited "
+        "limit=%d allowed=%d wanted=%d", soft, allowed, wanted,
+    )  # fmt: skip
+    return allowed
 
 
 def settle_memory() -> None:

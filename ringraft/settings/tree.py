@@ -276,6 +276,12 @@ class HttpSettings:
     batch_body_bytes_max: Annotated[int, Range(1024, 64 * MIB)]
     json_depth_max: Annotated[int, Range(4, 256)]
     waiters_max: Annotated[int, Range(1, 1_000_000)]
+    header_timeout_s: Annotated[float, Range(0.05, 300)]
+    body_timeout_s: Annotated[float, Range(0.05, 300)]
+    idle_timeout_s: Annotated[float, Range(0.05, DAY_S)]
+    connections_max: Annotated[int, Range(1, 1_000_000)]
+    connections_per_address_max: Annotated[int, Range(1, 1_000_000)]
+    connections_reserve: Annotated[int, Range(1, 100_000)]
 
 
 @dataclass(frozen=True, slots=True)
