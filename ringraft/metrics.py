@@ -6,7 +6,7 @@ two questions is counted. Labels come from small closed sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,12 +16,15 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from ringraft.consensus.base import Role, Status
-from ringraft.state.model import Applied, Done, Rejected
+from ringraft.state.model import Applied, Done, Event, Rejected
+from ringraft.state.records import Item
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 # One extra line for each counter and label set, which nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
+
+JOB_BUCKETS_S = (0.01, 0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0)
 
 REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
@@ -41,6 +44,8 @@ class Snapshot:
     """Nodes that run work, by state."""
     failures: Mapping[str, int] = field(default_factory=dict)
     """Proposals that ended without an outcome, by reason."""
+    gpus: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Known GPUs by (model, state of their node)."""
     gauges: Mapping[str, float] = field(default_factory=dict)
     """Further numbers by name, without the ``ringraft_`` in front."""
 
@@ -68,7 +73,17 @@ class Metrics:
         }
         self._finished = self._counter("ringraft_jobs_finished", "Items that became final.", "outcome")
         self._elections = self._counter("ringraft_raft_leader_changes", "Epochs begun.")
-        self._suspicions = self._counter("ringraft_membership_suspicions", "Nodes that became suspect.")
+        self._verdicts = {
+            name: self._counter(f"ringraft_membership_{name}", text)
+            for name, text in {
+                "suspicions": "Nodes that became suspect.",
+                "false_suspicions": "Suspects that turned out to be there.",
+                "flaps": "Nodes called dead that came back without a restart.",
+            }.items()
+        }
+        self._find: Callable[[str], Item | None] | None = None
+        self._wait = self._job_times("wait", "From adding an item to its first grant.")
+        self._run = self._job_times("run", "From start to completion of an attempt.")
         self._forwarded = self._counter("ringraft_forwarded_requests", "Requests passed on to the leader.")
         self._closed = self._counter("ringraft_http_connections_closed", "Connections that this node ended.", "reason")
         self._requests = Histogram(
@@ -97,7 +112,15 @@ class Metrics:
 
     def suspected(self) -> None:
         """One node became suspect."""
-        self._suspicions.inc()
+        self._verdicts["suspicions"].inc()
+
+    def reappeared(self, *, was_dead: bool) -> None:
+        """One node that was suspect or dead is there, and is not a new start of it."""
+        self._verdicts["flaps" if was_dead else "false_suspicions"].inc()
+
+    def follow_items(self, find: Callable[[str], Item | None]) -> None:
+        """Say where items are found, so that waits and runs are timed."""
+        self._find = find
 
     def applied(self, applied: Applied) -> None:
         """Count what one entry did. Called in apply: neither blocks nor raises."""
@@ -110,12 +133,15 @@ class Metrics:
         for event in applied.events:
             if event.type == "WORK_CLAIMED":
                 self._leases["granted"].inc()
+                self._time_wait(event)
             elif event.type == "WORK_EXPIRED":
                 self._leases["expired"].inc()
             elif event.type == "LEADER_ELECTED":
                 self._elections.inc()
             elif event.type in FINISHED:
                 self._finished.labels(FINISHED[event.type]).inc()
+                if event.type == "WORK_COMPLETED":
+                    self._time_run(event)
 
     def _count_renewals(self, leases: Iterable[Mapping[str, Any]]) -> None:
         for lease in leases:
@@ -123,6 +149,19 @@ class Metrics:
                 self._leases["renewed"].inc()
             elif lease.get("code") == "stale_token":
                 self._leases["fenced"].inc()
+
+    def _time_wait(self, event: Event) -> None:
+        item = self._find(event.data["work_id"]) if self._find is not None else None
+        if item is not None and not item.history:
+            self._wait.observe(max(0, event.at_wall_ms - item.spec.created_wall_ms) / 1000)
+
+    def _time_run(self, event: Event) -> None:
+        item = self._find(event.data["work_id"]) if self._find is not None else None
+        if item is not None and item.grant is not None and item.grant.started_wall_ms is not None:
+            self._run.observe(max(0, event.at_wall_ms - item.grant.started_wall_ms) / 1000)
+
+    def _job_times(self, name: str, text: str) -> Histogram:
+        return Histogram(f"ringraft_job_{name}_seconds", text, buckets=JOB_BUCKETS_S, registry=self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self._registry)
@@ -165,12 +204,16 @@ def _nodes(snapshot: Snapshot) -> Iterator[Metric]:
         for state, count in sorted(counts.items()):
             family.add_metric([state], count)
         yield family
+    gpus = GaugeMetricFamily("ringraft_gpus", "Known GPUs, by the state of their node.", labels=["model", "state"])
+    for (model, state), count in sorted(snapshot.gpus.items()):
+        gpus.add_metric([model, state], count)
+    yield gpus
 
 
 def _raft(status: Status) -> Iterator[Metric]:
     values = {
         "is_leader": (status.role is Role.LEADER, "1 where this node leads."),
-        "has_leader": (status.leader_id is not None, "1 where this node knows a leader."),
+        "has_leader": (status.acting_leader_id is not None, "1 where a leader of a majority is heard."),
         "has_quorum": (status.has_quorum, "1 where a majority is heard."),
         "term": (status.epoch.number, "The term."),
         "commit_index": (status.commit_index, "The newest committed entry."),

@@ -84,6 +84,7 @@ class Node:
         self._worker_client: Client | None = None
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
+        self.doors: Doors
         self.started_s = self.clock.monotonic_s()
         self._ended: asyncio.Future[int]
         self._is_graceful = True
@@ -277,16 +278,24 @@ class Node:
         if self.voter is not None:
             assert isinstance(self.membership, HeartbeatMembership)
             self.voter.begin(self.membership)
-            self.voter.replica.listen(self.metrics.applied)
+            replica = self.voter.replica
+            self.metrics.follow_items(lambda work_id: replica.machine.tables.item(work_id))
+            replica.listen(self.metrics.applied)
             self.voter.replica.listen(self._rates.applied)
         self.loops.standing("suspicions", self._count_suspicions)
         self.loops.every("load", SAMPLE_S, self.load.sample)
         self.loops.standing("loop_lag", self.load.watch_lag)
 
     async def _count_suspicions(self) -> None:
+        seen: dict[str, int] = {}
         async for change in self.membership.watch():
+            node_id, incarnation = change.member.node_id, change.member.incarnation
             if change.member.state is MemberState.SUSPECT:
                 self.metrics.suspected()
+            elif change.member.state is MemberState.ALIVE and seen.get(node_id) == incarnation:
+                if change.before in (MemberState.SUSPECT, MemberState.DEAD):
+                    self.metrics.reappeared(was_dead=change.before is MemberState.DEAD)
+            seen[node_id] = incarnation
 
     def _cluster_id(self) -> str | None:
         """The configured id; else one that all voters of this configuration derive; a single node draws one."""
@@ -392,11 +401,11 @@ class Node:
         assert self._runner.server is not None
         http = self.settings.http
         allowed = connections_allowed(http.connections_max + http.connections_reserve)
-        doors = Doors(http, app[SERVICE], connections_max=max(1, allowed - http.connections_reserve))
+        self.doors = Doors(http, app[SERVICE], connections_max=max(1, allowed - http.connections_reserve))
         self._listener = await listen(
             self._runner.server,
             bound,
-            doors,
+            self.doors,
             backlog=BACKLOG,
             access_log=None,
             keepalive_timeout=http.idle_timeout_s,

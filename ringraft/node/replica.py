@@ -92,6 +92,8 @@ class Replica:
         self._listeners: list[Callable[[Applied], None]] = []
         self.failures: Counter[str] = Counter()
         """Proposals that ended without an outcome, by reason."""
+        self.pending = 0
+        """Proposals of requests that have not ended."""
         self.applied_at_s = clock.monotonic_s()
         """When the newest entry was applied, on this node's monotonic clock."""
 
@@ -153,11 +155,14 @@ class Replica:
 
     async def submit(self, command: Command, *, deadline_s: float) -> Outcome:
         """Propose and wait for the outcome. Raises NotLeader, Unavailable, Indeterminate."""
+        self.pending += 1
         try:
             return await self._log().propose(command, deadline_s=deadline_s)
         except ProposalError as fault:
             self.failures[REASONS[type(fault)]] += 1
             raise
+        finally:
+            self.pending -= 1
 
     async def claim(self, command: Command, *, deadline_s: float, wait_s: float) -> Outcome:
         """Claim; with nothing to get, wait up to ``wait_s`` seconds for something and claim again.

@@ -302,3 +302,20 @@ def test_a_reader_whom_the_ring_overran_is_told(tmp_path: Path) -> None:
             sse.close()
     finally:
         cluster.close()
+
+
+def test_metrics_follow_the_work(shared: Cluster) -> None:
+    work_type = fresh()
+    work_id = shared.add(work_type=work_type)
+    token = shared.claim(work_type)[0]["lease"]["token"]
+    shared.post("n1", "/work/start", {"work_id": work_id, "token": token}).ok()
+    shared.post("n1", "/work/complete", {"work_id": work_id, "token": token}).ok()
+    leader = shared.leader()
+    lines = dict(
+        line.rsplit(" ", 1) for line in shared.get(leader, "/metrics").raw.decode().splitlines() if line[0] != "#"
+    )
+    assert float(lines["ringraft_job_wait_seconds_count"]) >= 1
+    assert float(lines["ringraft_job_run_seconds_count"]) >= 1
+    assert float(lines["ringraft_raft_pending_commands"]) >= 0
+    assert float(lines["ringraft_http_connections"]) >= 1
+    assert lines["ringraft_raft_has_leader"] == "1.0"

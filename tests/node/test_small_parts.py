@@ -71,7 +71,15 @@ class Source:
     def metrics_snapshot(self):
         status = Status("n1", Role.LEADER, "n1", Epoch(0, 7), 40, 38, 41, 10, 4096, True, 0.0, ())
         work = {"by_status": {"PENDING": 3}, "by_type": {"selfplay": 3}, "oldest_pending_age_s": 1.5}
-        return Snapshot(status, work, {"alive": 2}, {"alive": 1}, {"not_leader": 4}, {"loop_lag_seconds": 0.5})
+        return Snapshot(
+            status,
+            work,
+            {"alive": 2},
+            {"alive": 1},
+            {"not_leader": 4},
+            {("H100", "alive"): 8},
+            {"loop_lag_seconds": 0.5},
+        )
 
 
 def test_metrics_show_gauges_and_counters():
@@ -79,6 +87,8 @@ def test_metrics_show_gauges_and_counters():
     metrics.observe_request("/work/item/{id}", "GET", 200, 0.004)
     metrics.forwarded()
     metrics.suspected()
+    metrics.reappeared(was_dead=False)
+    metrics.reappeared(was_dead=True)
     renewals = Done({"leases": [{"ok": True}, {"ok": False, "code": "stale_token"}]})
     outcomes = (Rejected("stale_token", ""), Rejected("not_found", ""), renewals, Done({}))
     metrics.applied(applied("WORK_CLAIMED", "WORK_CLAIMED", "WORK_EXPIRED", "WORK_COMPLETED", outcomes=outcomes))
@@ -92,6 +102,10 @@ def test_metrics_show_gauges_and_counters():
         'ringraft_members{state="alive"} 2.0',
         'ringraft_workers{state="alive"} 1.0',
         "ringraft_loop_lag_seconds 0.5",
+        'ringraft_gpus{model="H100",state="alive"} 8.0',
+        "ringraft_membership_suspicions_total 1.0",
+        "ringraft_membership_false_suspicions_total 1.0",
+        "ringraft_membership_flaps_total 1.0",
         "ringraft_leases_granted_total 2.0",
         "ringraft_leases_renewed_total 1.0",
         "ringraft_leases_expired_total 1.0",
