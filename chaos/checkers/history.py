@@ -166,7 +166,9 @@ def born(op: Op) -> list[tuple[str, str, dict[str, Any]]]:
     if op.verb == "complete":
         then = op.answer.get("then")
         names = [*op.answer.get("spawned", ()), *([then] if then is not None else [])]
-        return [(name, "exists", asked) for name, asked in zip(names, asked_items(op), strict=True)]
+        asked = asked_items(op)
+        # A repeat with another body is answered with what the first one added.
+        return [(name, "exists", asked[number] if number < len(asked) else {}) for number, name in enumerate(names)]
     return []
 
 
@@ -190,6 +192,10 @@ class History:
 
     def __init__(self, ops: Iterable[Op] = ()) -> None:
         self.ops: list[Op] = sorted(ops, key=lambda op: (op.invoked_s, op.client, op.number))
+        self._called_s: dict[str, float] = {}
+        for op in self.ops:
+            if op.key is not None:
+                self._called_s.setdefault(op.key, op.invoked_s)
 
     def __iter__(self) -> Iterator[Op]:
         return iter(self.ops)
@@ -200,6 +206,10 @@ class History:
     def of(self, *verbs: str) -> list[Op]:
         """The operations of these verbs, in the order of their calls."""
         return [op for op in self.ops if op.verb in verbs]
+
+    def first_call_s(self, op: Op) -> float:
+        """When the operation, or an earlier try with its key, was called: it may have happened since."""
+        return op.invoked_s if op.key is None else self._called_s[op.key]
 
     def lines(self) -> Iterator[str]:
         """One JSON document a line."""
