@@ -21,7 +21,7 @@ TREES = {
 PURE_MODULES = {
     "__future__", "array", "base64", "bisect", "collections", "collections.abc", "contextlib", "dataclasses",
     "datetime", "enum", "functools", "hashlib", "heapq", "itertools", "logging", "math", "operator", "re", "struct",
-    "types", "typing",
+    "types", "typing", "weakref",
 }  # fmt: skip
 """The standard library's value modules; ``logging`` only for the alarm of a broken decider."""
 

@@ -7,6 +7,7 @@ the new one's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import sha256
 
 from ringraft.state.codec import Record, pack_item, pack_record, pack_spec
@@ -38,6 +39,18 @@ class Digest:
         """The same for any other record; ``name`` tells it from all others."""
         first = self._records.get(name)
         self._records[name] = (old if first is None else first[0], new)
+
+    def touched_items(self) -> Iterable[tuple[int, tuple[Item | None, Item | None]]]:
+        """(seq, (before the entry, now)) of the items that the present entry has touched."""
+        return self._items.items()
+
+    def touched_records(self) -> Iterable[tuple[Record | None, Record | None]]:
+        """The same of the other records."""
+        return self._records.values()
+
+    def add(self, encoded: bytes) -> None:
+        """Take in one record that was not there before, at once; ``fold`` follows."""
+        self._sum += _hash(encoded)
 
     def fold(self, clock: bytes) -> None:
         """Take in all that was touched. ``clock`` is the encoding of what changes with every entry."""

@@ -219,8 +219,8 @@ class Indexes:
 
     # -- keys --------------------------------------------------------------------------------------------------
 
-    def replace_key(self, key_id: KeyId, new: KeyRecord | None, held: set[int] | None = None) -> None:
-        """Follow one change of the keys. ``held``: the seqs of all items, when some births may be gone."""
+    def replace_key(self, key_id: KeyId, new: KeyRecord | None) -> None:
+        """Follow one change of the keys."""
         if new is None:
             self.key_timers.drop(key_id)
             self.births_left.pop(key_id, None)
@@ -229,7 +229,8 @@ class Indexes:
         if due_ms is not None:
             self.key_timers.put(key_id, (due_ms, key_id))
         if new.births:
-            births = [seq for seq in new.births if held is None or seq in held]
+            # In an image some of them may have retired.
+            births = [seq for seq in new.births if self.order.has(seq)]
             self.births_left[key_id] = len(births)
             for seq in births:
                 self.births[seq] = key_id

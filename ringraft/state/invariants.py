@@ -97,9 +97,8 @@ def check_indexes(tables: Tables) -> None:
     fresh = Indexes(tables.items)
     for item in tables.items.values():
         fresh.replace(None, item)
-    held = {item.spec.seq for item in tables.items.values()}
     for key_id, record in tables.keys.items():
-        fresh.replace_key(key_id, record, held)
+        fresh.replace_key(key_id, record)
     kept = tables.indexes
     assert not kept.classes_before, "an installation was not finished"
     for name in ("log_timers", "wall_timers", "key_timers", "pending"):

@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from weakref import WeakSet
 
 from ringraft.state import commands as ops
 from ringraft.state import image, reasons, view
-from ringraft.state.codec import CodecError, Record, pack_value, unpack
+from ringraft.state.codec import pack_value, unpack
 from ringraft.state.decide import add, cancel, claim, finish, node, time, voter
 from ringraft.state.digest import Digest
 from ringraft.state.lazyheap import LazyHeap
@@ -75,6 +76,8 @@ class StateMachine:
         self._tables = Tables()
         self._digest = Digest()
         self._strict = strict
+        self._images: WeakSet[image.Frozen] = WeakSet()
+        """Those that are still being written by somebody."""
         self._events: list[Event] = []
         self.alarms = 0
         """Decider bugs that were contained since this process has begun."""
@@ -316,40 +319,26 @@ class StateMachine:
             at.events += 1
 
     def _fold(self) -> None:
+        for frozen in self._images:
+            frozen.keep(self._digest)
         self._digest.fold(image.pack_clock(self._tables))
 
     # -- images ------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> Iterator[bytes]:
         """The state as of this call, in slices of at most 256 KiB; apply may go on between slices."""
-        return image.slices(self._tables, self.digest())
+        frozen = image.Frozen(self._tables, self.digest())
+        self._images.add(frozen)
+        return image.slices(frozen)
 
     @classmethod
     def restore(cls, chunks: Iterable[bytes], *, strict: bool = False) -> StateMachine:
         """The machine that ``snapshot`` was taken of. Raises CodecError when the image is damaged."""
-        machine = cls(strict=strict)
-        tables, digest = machine._tables, Digest()
-        taken_with = image.load(tables, chunks)
-        machine._digest = digest
-        digest.touch("limits", None, tables.limits)
-        for item in tables.items.values():
-            digest.touch_item(None, item)
-        for name, record in _others(tables):
-            digest.touch(name, None, record)
-        machine._fold()
-        if machine.digest() != taken_with:
-            raise CodecError(f"the snapshot's records do not have the digest {taken_with} that it was taken with")
-        machine._build_indexes()
-        return machine
-
-    def _build_indexes(self) -> None:
-        tables, indexes = self._tables, self._tables.indexes
-        for item in tables.items.values():
-            indexes.replace(None, item)
-        held = {item.spec.seq for item in tables.items.values()} if tables.keys else set()
-        for key_id, record in tables.keys.items():
-            indexes.replace_key(key_id, record, held)
-        indexes.classes_before.clear()
+        restoring = Restoring(strict=strict)
+        for chunk in chunks:
+            for _ in restoring.take(chunk):
+                pass
+        return restoring.end()
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -464,15 +453,19 @@ def _keep(decision: Decision, key: Key) -> KeyRecord:
     return KeyRecord(key.principal, key.key, key.body, answer, life.until_log_ms, life.births, life.leases)
 
 
-def _others(tables: Tables) -> Iterator[tuple[object, Record]]:
-    """Every record that is no item, under the name the digest knows it by."""
-    for key, record in tables.classes.items():
-        yield ("class", key), record
-    for name, node_record in tables.nodes.items():
-        yield ("node", name), node_record
-    for name, voter_record in tables.voters.items():
-        yield ("voter", name), voter_record
-    for order, agenda in tables.agenda.items():
-        yield ("agenda", order), agenda
-    for key_id, key_record in tables.keys.items():
-        yield ("key", key_id), key_record
+class Restoring:
+    """A machine on its way out of an image, beside whatever runs."""
+
+    def __init__(self, *, strict: bool = False) -> None:
+        self._machine = StateMachine(strict=strict)
+        self._reader = image.Reader(self._machine._tables)
+
+    def take(self, chunk: bytes) -> Iterator[None]:
+        """Take the next bytes, in steps of about a millisecond. Raises CodecError."""
+        return self._reader.take(chunk)
+
+    def end(self) -> StateMachine:
+        """The machine that ``snapshot`` was taken of. Raises CodecError when the image is damaged."""
+        self._reader.end()
+        self._machine._digest = self._reader.digest
+        return self._machine

@@ -22,6 +22,20 @@ class AgeOrder:
     def __len__(self) -> int:
         return self._size
 
+    @property
+    def newest(self) -> int:
+        """The age of the youngest; -1 when there is none."""
+        return self._blocks[-1][-1][0] if self._blocks else -1
+
+    def has(self, seq: int) -> bool:
+        """Whether one of this age is there."""
+        at = bisect_right(self._firsts, seq) - 1
+        if at < 0:
+            return False
+        block = self._blocks[at]
+        place = bisect_left(block, (seq, ""))
+        return place < len(block) and block[place][0] == seq
+
     def append(self, seq: int, ref: str) -> None:
         """Add one that is younger than all."""
         assert not self._blocks or self._blocks[-1][-1][0] < seq

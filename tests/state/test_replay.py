@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ringraft.state import commands as ops
-from ringraft.state import invariants
+from ringraft.state import image, invariants
 from ringraft.state.codec import decode_entry, encode_entry
 from ringraft.state.image import SLICE_BYTES
-from ringraft.state.machine import StateMachine
+from ringraft.state.machine import Restoring, StateMachine
 from ringraft.state.model import Command, Entry, Epoch, NewItem
-from tests.state.drive import entries_of, held_tokens, steps
+from tests.state.drive import SHORT, WALL_START_MS, entries_of, held_tokens, steps
 
 slow = settings(
     max_examples=100,
@@ -71,6 +73,67 @@ def test_snapshot_at_any_point_changes_nothing(log: list[Entry], data: st.DataOb
     assert restored.work_status() == whole.work_status()
 
 
+@slow
+@given(logs, st.data())
+def test_an_image_stays_as_it_began_while_entries_are_applied_between_its_slices(
+    log: list[Entry], data: st.DataObject
+) -> None:
+    sent = run(log)[1]
+    cut = data.draw(st.integers(1, len(sent)))
+    machine = StateMachine(strict=True)
+    for index, entry in enumerate(sent[:cut], 1):
+        machine.apply(index, entry)
+    taken, at_once = machine.digest(), b"".join(machine.snapshot())
+    with patch.object(image, "SLICE_BYTES", 60), patch.object(image, "PAGE_ITEMS", 1):
+        chunks = machine.snapshot()
+        made = b""
+        for index, entry in enumerate(sent[cut:], cut + 1):
+            for _ in range(data.draw(st.integers(0, 6))):
+                made += next(chunks, b"")
+            machine.apply(index, entry)
+        made += b"".join(chunks)
+    # What was gone before it was written may come last; nothing else differs.
+    assert len(made) == len(at_once)
+    restored = StateMachine.restore([made], strict=True)
+    invariants.check(restored)
+    assert restored.digest() == taken
+    assert not machine._images
+
+
+def test_what_retires_while_an_image_is_written_is_in_it() -> None:
+    machine = StateMachine(strict=True)
+
+    def apply(*verbs: object, after_ms: int = 0) -> None:
+        log_ms = machine.log_ms + after_ms
+        batch = tuple(Command(verb) for verb in verbs)
+        machine.apply(machine.index + 1, Entry(log_ms, WALL_START_MS + log_ms, Epoch(1, 1), batch))
+
+    names = [f"i{number}" for number in range(9)]
+    apply(ops.Configure(SHORT), *(ops.Add(NewItem("selfplay", b"\x80", work_id=name)) for name in names))
+    apply(*(ops.Cancel(work_id=name) for name in names[::2]))
+    taken = machine.digest()
+    with patch.object(image, "SLICE_BYTES", 60), patch.object(image, "PAGE_ITEMS", 1):
+        chunks = machine.snapshot()
+        made = b"".join(next(chunks) for _ in range(5))
+        for _ in range(3):
+            apply(ops.Tick(), after_ms=SHORT.retention_ms)
+        assert [name for name in names if machine.item(name)] == names[1::2]
+        made += b"".join(chunks)
+    restored = StateMachine.restore([made], strict=True)
+    assert restored.digest() == taken
+    assert all(restored.item(name) for name in names)
+
+
+def test_reading_an_image_goes_in_small_steps() -> None:
+    machine = StateMachine(strict=True)
+    machine.apply(
+        1, Entry(0, 0, Epoch(1, 1), tuple(Command(ops.Add(NewItem("selfplay", b"\x80"))) for _ in range(900)))
+    )
+    restoring = Restoring(strict=True)
+    assert sum(1 for chunk in machine.snapshot() for _ in restoring.take(chunk)) >= 900 * 2 // image.STEP_VALUES
+    assert restoring.end().digest() == machine.digest()
+
+
 def test_slices_are_bounded() -> None:
     machine = StateMachine(strict=True)
     batch = tuple(Command(ops.Add(NewItem("selfplay", b"\xc5\x9c\x40" + bytes(40_000)))) for _ in range(20))
@@ -79,5 +142,5 @@ def test_slices_are_bounded() -> None:
     assert len(chunks) == 4
     assert max(map(len, chunks)) <= SLICE_BYTES
     assert StateMachine.restore(chunks).digest() == machine.digest()
-    image = b"".join(chunks)
-    assert StateMachine.restore(image[at : at + 999] for at in range(0, len(image), 999)).index == 1
+    whole = b"".join(chunks)
+    assert StateMachine.restore(whole[at : at + 999] for at in range(0, len(whole), 999)).index == 1
