@@ -1,7 +1,7 @@
 """JSON that means one thing: no duplicate names, no NaN, no numbers that lose digits, bounded depth.
 
-``parse`` reads bytes; 3.0 and 3 are one number, an int. ``canonical`` is the one text of a value: two
-bodies are the same exactly when their canonical texts are, whatever the order of names or the white space.
+``parse`` reads bytes; 3.0 and 3 are one number, an int. What it and ``ordered`` give has its names in
+order, whatever order they came in: two such values are the same exactly when their encodings are.
 """
 
 from __future__ import annotations
@@ -52,13 +52,34 @@ def canonical(value: Any) -> str:
         raise NotStrict(f"the body holds what JSON cannot say: {error}") from None
 
 
-def canonical_packed(value: Any, *, depth_max: int) -> str:
-    """The canonical text of a value that came as msgpack, held to the same rules. Raises NotStrict."""
+def is_plain(packed: bytes) -> bool:
+    """Whether msgpack holds nothing that JSON could not say: no binary, no extension, no float (it may be
+    NaN), no integer of 64 bits. False when it might: a length or a character can look like one of those."""
+    return len(packed.translate(None, _NOT_PLAIN)) == len(packed)
+
+
+def check_unpacked(value: Any, *, depth_max: int) -> None:
+    """Hold a value that came as msgpack to the same rules. Raises NotStrict."""
     _check_depth(value, depth_max)
-    text = canonical(value)
-    if _LONG_NUMBER.search(text):
+    if _LONG_NUMBER.search(canonical(value)):
         _check_integers(value)
-    return text
+
+
+def ordered(value: Any, *, depth_max: int) -> Any:
+    """The value with its names in order. Raises NotStrict when it nests deeper than ``depth_max``."""
+    return _ordered(value, depth_max, depth_max) if type(value) in _NESTING else value
+
+
+def _ordered(value: Any, left: int, depth_max: int) -> Any:
+    if not left:
+        raise _too_deep(depth_max)
+    left -= 1
+    if type(value) is dict:
+        return {
+            name: _ordered(item, left, depth_max) if type(item) in _NESTING else item
+            for name, item in sorted(value.items())
+        }  # fmt: skip
+    return [_ordered(item, left, depth_max) if type(item) in _NESTING else item for item in value]
 
 
 def dump(value: Any) -> bytes:
@@ -74,7 +95,7 @@ def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise NotStrict(f"the name {shown(twice)} stands twice in one object")
     if len(out) > NAMES_MAX:
         raise NotStrict(f"an object has {len(out)} members, the most is {NAMES_MAX}")
-    return out
+    return dict(sorted(out.items()))
 
 
 def _integer(text: str) -> int:
@@ -107,11 +128,13 @@ _DECODER = json.JSONDecoder(
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _PLAIN = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _NESTING = frozenset({dict, list})
+_NOT_PLAIN = bytes([*range(0xC4, 0xCC), 0xCF, *range(0xD3, 0xD9)])
+"""The first bytes of what is not plain: binary, extensions, floats, integers of 64 bits."""
 _LONG_NUMBER = re.compile(r"[0-9]{16}")
 
 
 def _check_depth(value: Any, depth_max: int) -> None:
-    # Level by level, so that the cost is one look at each value and no call for any.
+    # Level by level, because a call for each level could go too deep itself.
     level, depth = [value] if type(value) in _NESTING else [], 0
     while level:
         depth += 1

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgpack
 
-from ringraft.api import rfc3339, strictjson
+from ringraft.api import rfc3339
 from ringraft.api.auth import Principal, Role
 from ringraft.api.bodies import SET_BY_CLUSTER, WORK_TYPE_ALIASES, bodies
 from ringraft.api.problems import of_faults
@@ -52,7 +52,8 @@ class Items(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One thing a client can ask of the queue.
+    """One thing a client can ask of the queue. Bodies have their names in order (``strictjson``), so that
+    equal ones have equal bytes.
 
     ``build`` makes the command's operation of a checked body (raises Problem); ``answer`` makes the
     answer of a ``Done`` value.
@@ -72,16 +73,13 @@ class Verb:
             raise of_faults(self.checker.faults(body))
         return body  # type: ignore[return-value]
 
-    def key(self, principal: Principal, key: str | None, body: Body, text: str | None = None) -> Key | None:
-        """What makes a repeat of this call have no second effect; None when the verb needs none.
-
-        ``text`` is the body's canonical text where the caller has it already.
-        """
+    def key(self, principal: Principal, key: str | None, body: Body) -> Key | None:
+        """What makes a repeat of this call have no second effect; None when the verb needs none."""
         if key is None or not self.is_keyed:
             return None
-        if text is None or not body.keys().isdisjoint(NOT_IN_DIGEST):
-            text = strictjson.canonical({name: body[name] for name in body if name not in NOT_IN_DIGEST})
-        return Key(principal.name, key, hashlib.sha256(f"{self.name}\n{text}".encode()).digest())
+        if not body.keys().isdisjoint(NOT_IN_DIGEST):
+            body = {name: body[name] for name in body if name not in NOT_IN_DIGEST}
+        return Key(principal.name, key, hashlib.sha256(_packed((self.name, body))).digest())
 
 
 class Submission:
@@ -213,12 +211,13 @@ class Submission:
 
     def _folded(self, body: Body, config: Body) -> Body:
         # What is said inside config was meant for it, so it wins; ``_clashes`` warns.
-        return {name: value for name, value in body.items() if name not in self._item_fields} | config
+        folded = {name: value for name, value in body.items() if name not in self._item_fields} | config
+        return dict(sorted(folded.items()))
 
     def _payload(self, value: Any, pointer: str, faults: list[Fault]) -> bytes | None:
         if value is None:
             return None
-        packed = pack(value)
+        packed = _packed(value)
         if len(packed) > self._payload_bytes_max:
             faults.append(
                 Fault(
@@ -231,19 +230,7 @@ class Submission:
         return packed
 
 
-def pack(value: Any) -> bytes:
-    """A JSON value as msgpack with sorted names, so that equal values have equal bytes."""
-    packed: bytes = msgpack.packb(_sorted(value) if type(value) in (dict, list) else value)
-    return packed
-
-
-def _sorted(value: Any) -> Any:
-    if type(value) is dict:
-        return {
-            name: _sorted(item) if type(item) in (dict, list) else item
-            for name, item in sorted(value.items())
-        }  # fmt: skip
-    return [_sorted(item) if type(item) in (dict, list) else item for item in value]
+_packed: Callable[[Any], bytes] = msgpack.Packer().pack
 
 
 def class_key(config: Body) -> str:
@@ -259,7 +246,10 @@ _is_id = ID.predicate()
 
 
 def requirements(needs: Body) -> bytes:
-    """Packed canonical requirements: nulls left out, one spelling for each need; empty when there are none."""
+    """Packed canonical requirements: nulls left out, one spelling for each need; empty when there are none.
+
+    The names in ``needs`` are in order.
+    """
     out = {name: _amount(needs[name]) for name in ("cpus", "memory_gb") if needs.get(name) is not None}
     gpu = needs.get("gpu")
     if isinstance(gpu, str):
@@ -268,11 +258,11 @@ def requirements(needs: Body) -> bytes:
         out["gpu"] = {name: _amount(value) for name, value in gpu.items() if value is not None}
     if needs.get("labels"):
         out["labels"] = needs["labels"]
-    return pack(out) if out else b""
+    return _packed(dict(sorted(out.items()))) if out else b""
 
 
 def capabilities(offered: Body) -> bytes:
-    """Packed canonical capabilities: nulls left out."""
+    """Packed canonical capabilities: nulls left out. The names in ``offered`` are in order."""
     out: Body = {name: _amount(offered[name]) for name in ("cpus", "memory_gb") if offered.get(name) is not None}
     if offered.get("gpus"):
         out["gpus"] = [
@@ -280,7 +270,7 @@ def capabilities(offered: Body) -> bytes:
         ]
     if offered.get("labels"):
         out["labels"] = offered["labels"]
-    return pack(out)
+    return _packed(dict(sorted(out.items())))
 
 
 def _amount(value: Any) -> Any:

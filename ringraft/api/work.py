@@ -58,7 +58,7 @@ async def claim_by_query(call: Call) -> Reply:
     types = body.pop("capabilities", None)
     if types is not None and types != ["all"]:
         body.setdefault("work_types", types)
-    call.body = call.service.submission.verbs["claim"].check(body)
+    call.body = call.service.submission.verbs["claim"].check(dict(sorted(body.items())))
     return await ask(call, "claim")
 
 

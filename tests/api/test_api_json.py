@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import AsyncIterator
 
+import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ringraft.api import rfc3339, strictjson
@@ -133,3 +134,29 @@ def test_times_are_read_as_the_rfc_has_them(text: str, ms: int | None) -> None:
 @given(st.integers(-62_167_219_200_000, 253_402_300_799_999))
 def test_times_go_to_text_and_back(ms: int) -> None:
     assert rfc3339.wall_ms(rfc3339.text(ms)) == ms
+
+
+ANY_MSGPACK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=300)
+    | st.binary(max_size=20)
+    | st.builds(msgpack.ExtType, st.integers(0, 127), st.binary(max_size=20)),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5) | st.binary(max_size=3), inner),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(ANY_MSGPACK)
+def test_plain_msgpack_holds_nothing_that_json_cannot_say(value: object) -> None:
+    if strictjson.is_plain(msgpack.packb(value)):
+        strictjson.check_unpacked(value, depth_max=100)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.5, b"", 2**53, -(2**53), msgpack.ExtType(1, b"abc"), {b"a": 1}])
+def test_what_needs_a_look_is_not_plain(value: object) -> None:
+    assert strictjson.is_plain(msgpack.packb({"work_type": "selfplay", "config": {"a": [1, None, "é"], "b": 2**31}}))
+    assert not strictjson.is_plain(msgpack.packb([value]))
