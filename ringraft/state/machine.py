@@ -82,7 +82,6 @@ class StateMachine:
         self.alarms = 0
         """Decider bugs that were contained since this process has begun."""
         self._digest.touch("limits", None, self._tables.limits)
-        self._fold()
 
     # -- applying ----------------------------------------------------------------------------------------------
 
@@ -101,7 +100,7 @@ class StateMachine:
         self._fire_timers(at)
         outcomes = tuple([self._run(command, at) for command in entry.commands])
         self._settle_agenda(at)
-        self._fold()
+        self._settle_digest()
         return Applied(outcomes, tuple(self._events))
 
     def _run(self, command: Command, at: At) -> Outcome:
@@ -318,10 +317,15 @@ class StateMachine:
             events.append(Event(base + at.events, at.index, name, at.wall_ms, data))
             at.events += 1
 
-    def _fold(self) -> None:
+    def _settle_digest(self) -> None:
+        digest = self._digest
+        if not self._images:
+            digest.trim()
+            return
+        # An image is told of each entry by itself.
         for frozen in self._images:
-            frozen.keep(self._digest)
-        self._digest.fold(image.pack_clock(self._tables))
+            frozen.keep(digest)
+        digest.fold(image.pack_clock(self._tables))
 
     # -- images ------------------------------------------------------------------------------------------------
 
@@ -378,6 +382,7 @@ class StateMachine:
 
     def digest(self) -> str:
         """SHA-256 over (index, log time, sum of the records' hashes): equal on all nodes at equal index."""
+        self._digest.fold(image.pack_clock(self._tables))
         return self._digest.hexdigest(self._tables.index, self._tables.log_ms)
 
     def next_due(self) -> tuple[int | None, int | None]:

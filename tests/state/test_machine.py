@@ -98,6 +98,7 @@ def operations(one: StateMachine, op: Any) -> int:
         count += event == "line"
         return trace
 
+    one.digest()  # so that none of the changes before is hashed in this entry
     before = sys.gettrace()
     sys.settrace(trace)
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from unittest.mock import patch
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ringraft.state import commands as ops
-from ringraft.state import image, invariants
+from ringraft.state import digest, image, invariants
 from ringraft.state.codec import decode_entry, encode_entry
 from ringraft.state.image import SLICE_BYTES
 from ringraft.state.machine import Restoring, StateMachine
@@ -46,6 +47,22 @@ def test_replay_of_the_encoded_log_gives_the_same_outcomes_and_digest(log: list[
         assert first.digest() == second.digest()
     assert first.digest() == machine.digest()
     assert second.alarms == 0
+
+
+@slow
+@given(logs, st.sampled_from([0, 1, 3]))
+def test_when_changes_are_hashed_makes_no_difference(log: list[Entry], noted_max: int) -> None:
+    machine, sent = run(log)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digest, "NOTED_MAX", noted_max)
+        other = StateMachine(strict=True)
+        for index, entry in enumerate(sent, 1):
+            other.apply(index, entry)
+    asked = StateMachine(strict=True)
+    for index, entry in enumerate(sent, 1):
+        asked.apply(index, entry)
+        asked.digest()
+    assert machine.digest() == other.digest() == asked.digest()
 
 
 @slow
