@@ -92,12 +92,36 @@ class Leadership:
     epoch: Epoch
 
 
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """One entry as it stands in this node's log; ``entry`` is None for what the log adds itself."""
+
+    index: int
+    term: int
+    size_bytes: int
+    entry: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A snapshot on this node's disk; ``took_ms`` is 0 for one that was there already."""
+
+    index: int
+    size_bytes: int
+    took_ms: int
+
+
 class Replicated(Protocol):
     """What the consensus drives: the state machine with whatever listens to it (``node.replica``)."""
 
     @property
     def log_ms(self) -> int:
         """The newest log time applied."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """Of the newest epoch begun: how often the log's history was replaced."""
         ...
 
     def apply(self, index: int, entry: Entry) -> Applied:

@@ -25,6 +25,7 @@ class EpochBase:
     """Where log time stood when this node's term began, on its own monotonic clock."""
 
     term: int
+    generation: int
     log_ms: int
     monotonic_ms: int
 
@@ -39,7 +40,6 @@ class EntryMaker:
         proposals: Proposals,
         replicated: Replicated,
         clock: Clock,
-        generation: int,
         commands_max: int,
         bytes_max: int,
     ) -> None:
@@ -47,7 +47,6 @@ class EntryMaker:
         self._proposals = proposals
         self._replicated = replicated
         self._clock = clock
-        self._generation = generation
         self._commands_max = commands_max
         self._bytes_max = bytes_max
         self._base: EpochBase | None = None
@@ -62,7 +61,10 @@ class EntryMaker:
                 # Log time goes on from what earlier leaders reached, so all of theirs is applied first.
                 if not log.term_begun():
                     break
-                self._base = base = EpochBase(log.term(), self._replicated.log_ms, self._clock.monotonic_ms())
+                base = EpochBase(
+                    log.term(), self._replicated.generation, self._replicated.log_ms, self._clock.monotonic_ms()
+                )
+                self._base = base
                 self._append(base, [Command(Begin(log.node_id))])
             elif len(self._proposals):
                 self._append(base, [])
@@ -81,7 +83,7 @@ class EntryMaker:
             entry = Entry(
                 log_ms=base.log_ms + self._clock.monotonic_ms() - base.monotonic_ms,
                 wall_ms=self._clock.wall_ms(),
-                epoch=Epoch(self._generation, base.term),
+                epoch=Epoch(base.generation, base.term),
                 commands=(*own, *(proposal.command for proposal in taken if proposal.command is not None)),
             )
             encoded = self._encoded(entry)

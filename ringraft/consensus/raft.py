@@ -19,6 +19,8 @@ from aiohttp import web
 from ringraft.clock import Clock
 from ringraft.consensus.base import (
     Leadership,
+    Logged,
+    Made,
     NotLeader,
     Replicated,
     Status,
@@ -27,6 +29,7 @@ from ringraft.consensus.base import (
 from ringraft.consensus.entries import EntryMaker
 from ringraft.consensus.handover import Handover
 from ringraft.consensus.leadership import LeadershipFeed
+from ringraft.consensus.logview import read_log
 from ringraft.consensus.opening import open_log
 from ringraft.consensus.pace import Pace
 from ringraft.consensus.proposals import Proposals
@@ -99,7 +102,7 @@ class RaftConsensus:
         self._is_running = False
         self._snapshot_task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._feed = LeadershipFeed(Leadership(None, Epoch(config.generation, 0)))
+        self._feed = LeadershipFeed(Leadership(None, Epoch(0, 0)))
         self._refusals = Refusals(node_id, self._voters, rng)
 
     # Life
@@ -149,14 +152,18 @@ class RaftConsensus:
             on_installed=self._proposals.skipped_to,
         )
         self._standing = Standing(
-            voters=self._voters, log=self._log, images=self._images, config=self._config, clock=self._clock
+            voters=self._voters,
+            log=self._log,
+            images=self._images,
+            replicated=self._replicated,
+            config=self._config,
+            clock=self._clock,
         )
         self._entries = EntryMaker(
             log=self._log,
             proposals=self._proposals,
             replicated=self._replicated,
             clock=self._clock,
-            generation=self._config.generation,
             commands_max=self._config.entry_commands_max,
             bytes_max=self._config.entry_bytes_max,
         )
@@ -216,7 +223,7 @@ class RaftConsensus:
             yield leadership
 
     def _note_leadership(self) -> None:
-        present = Leadership(self._log.leader_id(), Epoch(self._config.generation, self._log.term()))
+        present = Leadership(self._log.leader_id(), Epoch(self._replicated.generation, self._log.term()))
         if present == self._feed.present:
             return
         self._refusals.follow(present.leader_id)
@@ -286,6 +293,31 @@ class RaftConsensus:
         logger.info("stands for election action=campaign node=%s reason=%s", self._node_id, reason)
         self._log.campaign_within(0)
         self._pace.soon()
+
+    def first_index(self) -> int:
+        """The oldest entry that this node's log holds."""
+        return self._log.first_index()
+
+    async def read_log(self, first: int, limit: int) -> list[Logged]:
+        """Entries of this node's log, committed or not, from ``first`` on."""
+        return await read_log(self._log, first, limit)
+
+    async def snapshot(self) -> Made:
+        """Make a snapshot now, unless the newest is as of now. Raises Unavailable."""
+        if not self._is_running:
+            raise Unavailable("shutting_down", "this node does not take part in the log")
+        started_s = self._clock.monotonic_s()
+        index = self._log.applied_index()
+        if index < 2:
+            raise Unavailable("starting", "nothing is applied yet that a snapshot could hold")
+        while self._is_running and self._images.index < index:
+            if self._snapshot_task is None or self._snapshot_task.done():
+                self._snapshot_task = self._loop.create_task(self._make_snapshot())
+            await asyncio.wait({self._snapshot_task})
+        if not self._is_running:
+            raise Unavailable("shutting_down", "this node stopped before the snapshot was whole")
+        took_ms = round((self._clock.monotonic_s() - started_s) * 1000)
+        return Made(self._images.index, self._images.newest_bytes, took_ms)
 
     async def accept_peer(self, request: web.Request) -> web.StreamResponse:
         """The route ``GET /raft/connect``: a peer's connection, for as long as it lives."""

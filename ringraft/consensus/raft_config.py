@@ -18,8 +18,6 @@ class RaftConfig:
     entry_bytes_max: int = 8 * MIB
     entry_commands_max: int = 4096
     segment_bytes: int = 64 * MIB
-    generation: int = 0
-    """Raised by whatever replaces the log's history: an offline recovery, a restore, a change of mode."""
 
     def __post_init__(self) -> None:
         if self.election_min_ms <= 3 * self.heartbeat_ms:

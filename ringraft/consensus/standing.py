@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ringraft.clock import Clock
-from ringraft.consensus.base import Status, VoterStatus
+from ringraft.consensus.base import Replicated, Status, VoterStatus
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.install import Images
 from ringraft.consensus.replog.syncobj import RaftLog
@@ -16,11 +16,19 @@ class Standing:
     """Reads everything anew when asked; keeps only when each voter was last heard."""
 
     def __init__(
-        self, *, voters: Sequence[str], log: RaftLog, images: Images, config: RaftConfig, clock: Clock
+        self,
+        *,
+        voters: Sequence[str],
+        log: RaftLog,
+        images: Images,
+        replicated: Replicated,
+        config: RaftConfig,
+        clock: Clock,
     ) -> None:
         self._voters = voters
         self._log = log
         self._images = images
+        self._replicated = replicated
         self._config = config
         self._clock = clock
         self._heard_s: dict[str, float] = {}
@@ -39,7 +47,7 @@ class Standing:
             node_id=log.node_id,
             role=log.role(),
             leader_id=log.leader_id(),
-            epoch=Epoch(self._config.generation, log.term()),
+            epoch=Epoch(self._replicated.generation, log.term()),
             commit_index=log.commit_index(),
             applied_index=log.applied_index(),
             last_index=log.last_index(),

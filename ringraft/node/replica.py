@@ -118,6 +118,11 @@ class Replica:
         """The newest log time applied."""
         return self.machine.log_ms
 
+    @property
+    def generation(self) -> int:
+        """Of the newest epoch begun."""
+        return self.machine.epoch.generation
+
     def apply(self, index: int, entry: Entry) -> Applied:
         """Apply one entry and tell everyone who waits for what it did."""
         machine = self.machine

@@ -20,7 +20,7 @@ from ringraft.api.app import build_app
 from ringraft.api.auth import Credentials
 from ringraft.clock import TurnableClock
 from ringraft.config import load_settings
-from ringraft.consensus.base import Indeterminate, NotLeader, Role, Status, Unavailable, VoterStatus
+from ringraft.consensus.base import Indeterminate, Logged, Made, NotLeader, Role, Status, Unavailable, VoterStatus
 from ringraft.membership.base import Member, MemberState
 from ringraft.membership.heartbeat import Leader
 from ringraft.membership.wire import parse_heartbeat
@@ -66,6 +66,16 @@ class FakeLog:
             leader_contact_s=0.0 if leads else self.contact_s,
             voters=[VoterStatus(n, cluster.index, 0.1, cluster.is_connected) for n in others],
         )
+
+    def first_index(self) -> int:
+        return 1
+
+    async def read_log(self, first: int, limit: int) -> list[Logged]:
+        found = self.cluster.entries[first - 1 : first - 1 + limit]
+        return [Logged(first + i, self.cluster.term, 100, entry) for i, entry in enumerate(found)]
+
+    async def snapshot(self) -> Made:
+        return Made(self.cluster.index, 4096, 1)
 
     def propose(self, command: Command, *, deadline_s: float) -> asyncio.Future[Outcome]:
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -237,12 +247,14 @@ class FakeCluster:
         self.leader: str | None = None
         self.term = 0
         self.index = 0
+        self.entries: list[Entry] = []
         self.is_connected = True
         self.proposed: list[Command] = []
 
     def append(self, *commands: Command) -> Outcome:
         self.index += 1
         entry = Entry(self.clock.monotonic_ms(), self.clock.wall_ms(), Epoch(0, self.term), commands)
+        self.entries.append(entry)
         outcomes = [node.replica.apply(self.index, entry).outcomes for node in self.nodes.values()]
         assert all(one == outcomes[0] for one in outcomes), "replicas disagree"
         return outcomes[0][0]

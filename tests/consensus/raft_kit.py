@@ -89,6 +89,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.log_ms = 0
+        self.generation = 0
         self.notes: list[str] = []
         self.entries: list[tuple[int, Entry]] = []
         self.restored = 0

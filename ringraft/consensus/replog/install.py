@@ -93,6 +93,11 @@ class Images:
 
     # Making
 
+    @property
+    def newest_bytes(self) -> int:
+        """How large the newest snapshot's image is."""
+        return self._newest.chunks_bytes if self._newest is not None else 0
+
     def is_due(self) -> bool:
         return self._log.applied_index() - self.index >= self._entries_between
 

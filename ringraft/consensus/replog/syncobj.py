@@ -43,6 +43,7 @@ from ringraft.consensus.replog.filter import (
 )
 from ringraft.consensus.replog.followers import Followers
 from ringraft.consensus.replog.library import Ambient, BareSyncObj, LogHost, LogStore, Timing
+from ringraft.consensus.replog.recovery import LogEntry
 from ringraft.consensus.replog.snapshot import Base
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,11 @@ class RaftLog(BareSyncObj):
         """The oldest entry held; it is only ever compared with, never sent."""
         index: int = self._journal[0][1]
         return index
+
+    def entries(self, first: int, count: int) -> list[LogEntry]:
+        """Up to ``count`` entries as (command, index, term), from ``first`` on or the oldest held after it."""
+        start = max(0, first - self.first_index())
+        return list(self._journal[start : start + count])
 
     def log_bytes(self) -> int:
         """Bytes of the log on disk."""
