@@ -16,7 +16,8 @@ class LeadershipFeed:
 
     def __init__(self, present: Leadership) -> None:
         self.present = present
-        self._watchers: set[asyncio.Queue[Leadership]] = set()
+        # In order of arrival, so that who is woken first does not depend on where a queue lies in memory.
+        self._watchers: dict[asyncio.Queue[Leadership], None] = {}
 
     def tell(self, present: Leadership) -> None:
         """It is so from now on."""
@@ -30,9 +31,9 @@ class LeadershipFeed:
         """The present leadership, then every change."""
         changes: asyncio.Queue[Leadership] = asyncio.Queue(CHANGES_MAX)
         changes.put_nowait(self.present)
-        self._watchers.add(changes)
+        self._watchers[changes] = None
         try:
             while True:
                 yield await changes.get()
         finally:
-            self._watchers.discard(changes)
+            del self._watchers[changes]
