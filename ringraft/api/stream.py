@@ -145,16 +145,15 @@ class Connection:
             return False
         if type(calls) is not list or len(calls) > CALLS_PER_FRAME_MAX:
             return False
-        is_plain = strictjson.is_plain(data)
         for one in calls:
             if type(one) is not list or len(one) not in (3, 5) or type(one[0]) is not int:
                 return False
             if not 0 <= one[0] <= INTEGER_MAX:
                 return False
-            self._begin(one, is_plain)
+            self._begin(one)
         return True
 
-    def _begin(self, one: list[Any], is_plain: bool) -> None:
+    def _begin(self, one: list[Any]) -> None:
         seq = one[0]
         if self._in_flight >= self._window:
             # Counted all the same: an answer that is not written yet holds memory.
@@ -163,13 +162,13 @@ class Connection:
             return
         self._in_flight += 1
         try:
-            begun = self._read(seq, one, is_plain)
+            begun = self._read(seq, one)
         except Problem as problem:
             self._answer(seq, problem)
             return
         dispatch(self._service, begun)
 
-    def _read(self, seq: int, one: list[Any], is_plain: bool) -> StreamCall:
+    def _read(self, seq: int, one: list[Any]) -> StreamCall:
         name, body = one[1], one[2]
         principal, timeout_s = self._call.principal, self._timeout_s
         if len(one) == 5:
@@ -187,7 +186,7 @@ class Connection:
             if key is not None and not _NAME_FITS(key):
                 raise Problem("invalid_field", "idempotency_key must be 1 to 128 printable characters",
                               faults=[Fault("/idempotency_key", "must be 1 to 128 printable characters")])  # fmt: skip
-        body = self._ordered(verb, body, is_plain)
+        body = self._ordered(verb, body)
         op = verb.build(body, principal)
         wait_s = float(body.get("wait_s") or 0) if name == "claim" else 0.0
         return StreamCall(
@@ -202,11 +201,9 @@ class Connection:
             is_hop=self._call.is_hop,
         )
 
-    def _ordered(self, verb: Verb, body: Any, is_plain: bool) -> dict[str, Any]:
+    def _ordered(self, verb: Verb, body: Any) -> dict[str, Any]:
         """The body once it is checked, with its names in order. Raises Problem."""
         try:
-            if not is_plain:
-                strictjson.check_unpacked(body, depth_max=self._depth_max)
             found: dict[str, Any] = strictjson.ordered(verb.check(body), depth_max=self._depth_max)
         except strictjson.NotStrict as error:
             raise Problem("bad_json", str(error)) from None

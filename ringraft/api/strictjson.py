@@ -58,16 +58,18 @@ def is_plain(packed: bytes) -> bool:
     return len(packed.translate(None, _NOT_PLAIN)) == len(packed)
 
 
-def check_unpacked(value: Any, *, depth_max: int) -> None:
-    """Hold a value that came as msgpack to the same rules. Raises NotStrict."""
-    _check_depth(value, depth_max)
+def check_unpacked(value: Any) -> None:
+    """Hold an ordered value that came as msgpack to the same rules. Raises NotStrict."""
     if _LONG_NUMBER.search(canonical(value)):
         _check_integers(value)
 
 
 def ordered(value: Any, *, depth_max: int) -> Any:
     """The value with its names in order. Raises NotStrict when it nests deeper than ``depth_max``."""
-    return _ordered(value, depth_max, depth_max) if type(value) in _NESTING else value
+    try:
+        return _ordered(value, depth_max, depth_max) if type(value) in _NESTING else value
+    except TypeError:
+        raise NotStrict("a name is no string") from None
 
 
 def _ordered(value: Any, left: int, depth_max: int) -> Any:

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import msgpack
 
-from ringraft.api import rfc3339
+from ringraft.api import rfc3339, strictjson
 from ringraft.api.auth import Principal, Role
 from ringraft.api.bodies import SET_BY_CLUSTER, WORK_TYPE_ALIASES, bodies
-from ringraft.api.problems import of_faults
+from ringraft.api.problems import Problem, of_faults
 from ringraft.schema import ID, Checker, Fault, nearest
 from ringraft.state.commands import (
     Add,
@@ -218,6 +218,12 @@ class Submission:
         if value is None:
             return None
         packed = _packed(value)
+        # A body's own fields have their types checked; what is free in form may hold what came as msgpack only.
+        if not strictjson.is_plain(packed):
+            try:
+                strictjson.check_unpacked(value)
+            except strictjson.NotStrict as error:
+                raise Problem("bad_json", str(error)) from None
         if len(packed) > self._payload_bytes_max:
             faults.append(
                 Fault(

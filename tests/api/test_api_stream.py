@@ -79,6 +79,10 @@ async def node() -> AsyncIterator[FakeNode]:
         yield node
 
 
+def _nested(levels: int) -> list[Any]:
+    return [_nested(levels - 1)] if levels else []
+
+
 async def test_a_life_over_the_stream(node: FakeNode, dial: Dial) -> None:
     caller = await dial.to(node)
     assert caller.socket.protocol == "ringraft.v1"
@@ -163,6 +167,15 @@ async def test_keys_hold_on_the_stream_and_over_http_alike(node: FakeNode, dial:
         ("add", {"work_type": "x", "config": {"a": float("nan")}}, 400, "bad_json"),
         ("add", {"work_type": "x", "config": {"a": 2**60}}, 400, "bad_json"),
         ("add", {"work_type": "x", "config": {"a": b"raw"}}, 400, "bad_json"),
+        ("add", {"work_type": "x", "config": {b"a": 1}}, 400, "bad_json"),
+        ("add", {"work_type": "x", "config": {"a": 1, b"b": 2}}, 400, "bad_json"),
+        ("add", {"work_type": "x", "folded": {"a": msgpack.ExtType(5, b"abc")}}, 400, "bad_json"),
+        ("add", {"work_type": "x", b"folded": 1}, 400, "bad_json"),
+        ("add", {"work_type": "x", "config": {"a": [[[]]] * 2, "b": _nested(40)}}, 400, "bad_json"),
+        ("add_batch", {"items": [{"work_type": "x", "config": {"a": -(2**53)}}]}, 400, "bad_json"),
+        ("complete", {"work_id": "a", "token": 1, "result": [float("inf")]}, 400, "bad_json"),
+        ("complete", {"work_id": "a", "token": 1, "artifacts": b""}, 400, "bad_json"),
+        ("renew", {"node_id": "w", "leases": [{"work_id": "a", "token": 1, "progress": 2**63}]}, 400, "bad_json"),
         ("add", {"work_type": "x", "idempotency_key": ""}, 422, "invalid_field"),
         ("add", {"work_type": "x", "idempotency_key": 5}, 422, "invalid_field"),
         ("add", {"work_type": "x", "config": {"a": "x" * 70_000}}, 413, "too_large"),
