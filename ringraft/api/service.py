@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Set
 from typing import TYPE_CHECKING, Protocol
 
 from ringraft.api.auth import Credentials, HostRule, host_names
@@ -31,6 +32,8 @@ class Upstream(Protocol):
     """Where calls of streams go that another node must decide (``upstream.Upstream``)."""
 
     def take(self, call: StreamCall) -> None: ...
+
+    def forget(self, calls: Set[StreamCall]) -> None: ...
 
     async def close(self) -> None: ...
 

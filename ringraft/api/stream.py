@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ from ringraft.api.problems import Problem, document, of_rejected
 from ringraft.api.service import WORTH_WAITING, Service, mint_key, no_leader
 from ringraft.api.submission import Verb
 from ringraft.consensus.base import Indeterminate, NotLeader, Unavailable
-from ringraft.node.replica import WaitersFull
+from ringraft.node.replica import WaitersFull, is_empty
 from ringraft.schema import INTEGER_MAX, NAME, Fault, shown
 from ringraft.state.model import Command, Done, Outcome, Rejected
 
@@ -39,6 +38,8 @@ CALLS_PER_FRAME_MAX = 65_536
 VERBS = frozenset(
     {"add", "add_batch", "claim", "start", "renew", "complete", "complete_batch", "fail", "release", "cancel"}
 )
+FORGET = "forget"
+"""What a node says of a call that it has passed on and whose client is gone; it has no answer of its own."""
 HOP_WINDOW_FACTOR = 64
 """Another node's stream carries the calls of all its clients."""
 CLOSE_PROTOCOL = 1002
@@ -46,13 +47,13 @@ CLOSE_GOING_AWAY = 1001
 _NAME_FITS = NAME.predicate()
 _DEADLINE_FLOOR_S = 0.01
 
-Answer = Callable[[int, dict[str, Any]], None]
-
 
 @dataclass(slots=True, eq=False)
 class StreamCall:
     """One call until its answer."""
 
+    connection: Connection
+    seq: int
     verb: Verb
     body: dict[str, Any]
     command: Command
@@ -60,12 +61,26 @@ class StreamCall:
     key: str | None
     wait_s: float
     end_s: float
-    answer: Answer
     is_hop: bool
     was_sent: bool = False
     """It went to another node, which has not answered."""
     is_unknown: bool = False
     """It went to a node that is gone and may have done it."""
+    waiting: asyncio.Task[Outcome] | None = None
+    """A claim that found nothing and waits for something."""
+    is_forgotten: bool = False
+    """Whoever asked is gone."""
+
+    def answer(self, status: int, body: dict[str, Any]) -> None:
+        if self.wait_s > 0:
+            self.connection.claims.discard(self)
+        self.connection.put(self.seq, status, body)
+
+    def forget(self) -> None:
+        """Wait no longer: nobody would take what there may be."""
+        self.is_forgotten = True
+        if self.waiting is not None:
+            self.waiting.cancel()
 
 
 async def work_stream(call: Call) -> web.StreamResponse:
@@ -106,6 +121,8 @@ class Connection:
         self._in_flight = 0
         self._outbox: list[tuple[int, int, dict[str, Any]]] = []
         self._filled = asyncio.Event()
+        self.claims: set[StreamCall] = set()
+        """Those that may wait and have no answer."""
 
     async def serve(self) -> None:
         """Read calls until the client or this node ends the connection."""
@@ -117,9 +134,13 @@ class Connection:
                     await self._socket.close(code=CLOSE_PROTOCOL, message=b"a frame is an array of [seq, verb, body]")
                     break
         finally:
+            for claim in self.claims:
+                claim.forget()
+            self._service.upstream.forget(self.claims)
+            waiting = [claim.waiting for claim in self.claims if claim.waiting is not None]
             for task in (writer, stopper):
                 task.cancel()
-            await asyncio.gather(writer, stopper, return_exceptions=True)
+            await asyncio.gather(writer, stopper, *waiting, return_exceptions=True)
 
     async def _close_when_stopping(self) -> None:
         await self._service.stopping.wait()
@@ -150,7 +171,10 @@ class Connection:
                 return False
             if not 0 <= one[0] <= INTEGER_MAX:
                 return False
-            self._begin(one)
+            if self._call.is_hop and one[1] == FORGET:
+                self._forget(one[0])
+            else:
+                self._begin(one)
         return True
 
     def _begin(self, one: list[Any]) -> None:
@@ -166,7 +190,13 @@ class Connection:
         except Problem as problem:
             self._answer(seq, problem)
             return
+        if begun.wait_s > 0:
+            self.claims.add(begun)
         dispatch(self._service, begun)
+
+    def _forget(self, seq: int) -> None:
+        for claim in [claim for claim in self.claims if claim.seq == seq]:
+            claim.forget()
 
     def _read(self, seq: int, one: list[Any]) -> StreamCall:
         name, body = one[1], one[2]
@@ -190,6 +220,8 @@ class Connection:
         op = verb.build(body, principal)
         wait_s = float(body.get("wait_s") or 0) if name == "claim" else 0.0
         return StreamCall(
+            connection=self,
+            seq=seq,
             verb=verb,
             body=body,
             command=Command(op, verb.key(principal, key, body)),
@@ -197,7 +229,6 @@ class Connection:
             key=key,
             wait_s=wait_s,
             end_s=asyncio.get_running_loop().time() + timeout_s + wait_s,
-            answer=lambda status, answer: self._put(seq, status, answer),
             is_hop=self._call.is_hop,
         )
 
@@ -210,9 +241,10 @@ class Connection:
         return found
 
     def _answer(self, seq: int, problem: Problem) -> None:
-        self._put(seq, *problem_answer(self._service, problem))
+        self.put(seq, *problem_answer(self._service, problem))
 
-    def _put(self, seq: int, status: int, body: dict[str, Any]) -> None:
+    def put(self, seq: int, status: int, body: dict[str, Any]) -> None:
+        """Answer the call ``seq``."""
         self._outbox.append((seq, status, body))
         self._filled.set()
 
@@ -226,17 +258,25 @@ def problem_answer(service: Service, problem: Problem) -> tuple[int, dict[str, A
 def dispatch(service: Service, call: StreamCall) -> None:
     """Have a call decided here when this node leads, else by who does."""
     # Who leads is not asked before: the log refuses at once what it cannot take.
-    node = service.node
-    left_s = max(_DEADLINE_FLOOR_S, call.end_s - asyncio.get_running_loop().time())
-    future: asyncio.Future[Outcome]
-    if call.wait_s > 0:
-        deadline_s = max(_DEADLINE_FLOOR_S, left_s - call.wait_s)
-        future = asyncio.ensure_future(
-            node.replica.claim(call.command, deadline_s=deadline_s, wait_s=min(call.wait_s, left_s))
+    left_s = call.end_s - call.wait_s - asyncio.get_running_loop().time()
+    future = service.node.consensus.propose(call.command, deadline_s=max(_DEADLINE_FLOOR_S, left_s))
+    future.add_done_callback(lambda done: _tried(service, call, done))
+
+
+def _tried(service: Service, call: StreamCall, done: asyncio.Future[Outcome]) -> None:
+    """A first try has ended: a claim that waits and got nothing goes on, in a task of its own."""
+    if call.wait_s <= 0 or done.cancelled() or done.exception() is not None or not is_empty(done.result()):
+        _decided(service, call, done)
+    elif not call.is_forgotten:
+        left_s = call.end_s - asyncio.get_running_loop().time()
+        claim = service.node.replica.claim_later(
+            call.command,
+            done.result(),
+            deadline_s=max(_DEADLINE_FLOOR_S, left_s - call.wait_s),
+            wait_s=min(call.wait_s, max(0.0, left_s)),
         )
-    else:
-        future = node.consensus.propose(call.command, deadline_s=left_s)
-    future.add_done_callback(lambda done: _decided(service, call, done))
+        call.waiting = asyncio.create_task(claim, name="stream-claim")
+        call.waiting.add_done_callback(lambda later: _decided(service, call, later))
 
 
 def _decided(service: Service, call: StreamCall, done: asyncio.Future[Outcome]) -> None:

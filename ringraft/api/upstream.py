@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections.abc import Set
 from typing import Any
 
 import aiohttp
@@ -20,7 +21,7 @@ from ringraft.api.forward import CONNECT_S_MAX, TRY_ELSEWHERE
 from ringraft.api.hop import HOP_HEADER
 from ringraft.api.problems import Problem
 from ringraft.api.service import Service, mint_key, no_leader
-from ringraft.api.stream import FRAME_BYTES_MAX, PROTOCOL, StreamCall, dispatch, problem_answer
+from ringraft.api.stream import FORGET, FRAME_BYTES_MAX, PROTOCOL, StreamCall, dispatch, problem_answer
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class Upstream:
         self._service = service
         self._calls: dict[int, StreamCall] = {}
         self._unsent: dict[int, None] = {}
+        self._forgotten: list[int] = []
+        """Calls the leader has and need not answer."""
         self._numbers = itertools.count(1)
         self._wanted = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -66,6 +69,14 @@ class Upstream:
                 asyncio.create_task(self._run(), name="upstream"),
                 asyncio.create_task(self._sweep(), name="upstream-sweep"),
             ]
+
+    def forget(self, calls: Set[StreamCall]) -> None:
+        """Nobody waits for these any longer."""
+        for number in [number for number, call in self._calls.items() if call in calls]:
+            self._unsent.pop(number, None)
+            if self._calls.pop(number).was_sent:
+                self._forgotten.append(number)
+                self._wanted.set()
 
     async def close(self) -> None:
         """Give up on everything that has no answer."""
@@ -118,6 +129,7 @@ class Upstream:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             log.debug("leader not reached action=upstream_connect_failed leader=%s error=%r", leader, error)
             return
+        self._forgotten.clear()  # what another connection was told ended with that connection
         log.info("stream to the leader opened action=upstream_open leader=%s", leader)
         sender = asyncio.create_task(self._send(socket, leader), name="upstream-sender")
         try:
@@ -135,7 +147,7 @@ class Upstream:
         pack = msgpack.Packer(use_bin_type=True).pack
         try:
             while self._service.status().leader_id in (leader, None):
-                if not self._unsent:
+                if not self._unsent and not self._forgotten:
                     self._wanted.clear()
                     try:
                         # Woken now and then to see whether somebody else leads.
@@ -152,7 +164,8 @@ class Upstream:
 
     def _next_batch(self) -> list[list[Any]]:
         now_s = asyncio.get_running_loop().time()
-        batch: list[list[Any]] = []
+        batch: list[list[Any]] = [[number, FORGET, None] for number in self._forgotten]
+        self._forgotten.clear()
         for number in list(self._unsent)[:FRAME_CALLS_MAX]:
             del self._unsent[number]
             call = self._calls.get(number)

@@ -175,16 +175,20 @@ class Replica:
         Every try has the same key: an empty claim leaves none behind. Raises what ``submit`` raises
         and WaitersFull.
         """
+        outcome = await self.submit(command, deadline_s=deadline_s)
+        if wait_s <= 0 or not is_empty(outcome):
+            return outcome
+        return await self.claim_later(command, outcome, deadline_s=deadline_s, wait_s=wait_s)
+
+    async def claim_later(self, command: Command, outcome: Outcome, *, deadline_s: float, wait_s: float) -> Outcome:
+        """Go on as ``claim`` does after a first try that came back empty."""
         op = command.op
         assert isinstance(op, Claim)
-        outcome = await self.submit(command, deadline_s=deadline_s)
-        if wait_s <= 0 or not _is_empty(outcome):
-            return outcome
         loop = asyncio.get_running_loop()
         until_s = loop.time() + wait_s
         with _Waiting(self), self._parked.park(op) as spot:
             pause_s = 0.0
-            while _is_empty(outcome):
+            while is_empty(outcome):
                 remaining_s = until_s - loop.time()
                 if remaining_s <= 0:
                     return outcome
@@ -314,7 +318,8 @@ def _resolve(waiting: Iterable[asyncio.Future[None]]) -> None:
             future.set_result(None)
 
 
-def _is_empty(outcome: Outcome) -> bool:
+def is_empty(outcome: Outcome) -> bool:
+    """Whether a claim got nothing."""
     return isinstance(outcome, Done) and not outcome.value["claimed"]
 
 

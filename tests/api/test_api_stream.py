@@ -133,6 +133,17 @@ async def test_a_claim_that_waits_does_not_hold_up_the_rest(node: FakeNode, dial
     assert answers[1][1]["work"]["work_id"] == answers[2][1]["work_id"]
 
 
+async def test_a_claim_that_waits_ends_with_its_client(node: FakeNode, dial: Dial) -> None:
+    gone, other = await dial.to(node), await dial.to(node)
+    await gone.send([1, "claim", {"node_id": "w1", "wait_s": 20}])
+    await until(lambda: node.replica.waiting)
+    await gone.socket.close()
+    await until(lambda: not node.replica.waiting)
+    _, added = await other.call("add", SELFPLAY)
+    _, claimed = await other.call("claim", {"node_id": "w2"})
+    assert claimed["work"]["work_id"] == added["work_id"]
+
+
 async def test_keys_hold_on_the_stream_and_over_http_alike(node: FakeNode, dial: Dial) -> None:
     caller = await dial.to(node)
     body = {**SELFPLAY, "idempotency_key": "once"}
@@ -272,6 +283,38 @@ async def test_a_follower_carries_calls_to_the_leader(cluster: FakeCluster, dial
     adds = [command for command in cluster.proposed if isinstance(command.op, Add)]
     assert all(command.key is not None for command in adds)
     assert (await first.call("start", {"work_id": "nobody", "token": 1}))[1]["code"] == "not_found"
+
+
+async def test_a_claim_that_waits_at_the_leader_ends_with_its_client(cluster: FakeCluster, dial: Dial) -> None:
+    gone, other = await dial.to(cluster.nodes["n2"]), await dial.to(cluster.nodes["n2"])
+    await gone.send([1, "claim", {"node_id": "w1", "wait_s": 20}])
+    await other.send([1, "claim", {"node_id": "w2", "wait_s": 20}])
+    leader = cluster.nodes["n1"].replica
+    await until(lambda: leader.waiting == 2)
+    await gone.socket.close()
+    await until(lambda: leader.waiting == 1)
+    await other.send([2, "add", SELFPLAY])
+    answers = await other.answers(2)
+    assert answers[1][1]["work"]["work_id"] == answers[2][1]["work_id"]
+
+
+async def test_a_claim_whose_client_goes_before_it_waits_never_does(node: FakeNode, dial: Dial) -> None:
+    gone = await dial.to(node)
+    propose, tried = node.consensus.propose, []
+
+    def slow(command: Any, *, deadline_s: float) -> asyncio.Future[Any]:
+        tried.append((asyncio.get_running_loop().create_future(), propose(command, deadline_s=deadline_s)))
+        return tried[-1][0]
+
+    node.consensus.propose = slow
+    await gone.send([1, "claim", {"node_id": "w1", "wait_s": 20}])
+    await until(lambda: tried)
+    await gone.socket.close()
+    [(first, outcome)] = tried
+    first.set_result(await outcome)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert node.replica.waiting == 0
 
 
 async def test_principals_travel_with_their_calls() -> None:
