@@ -9,7 +9,7 @@ ProposalError
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -111,6 +111,22 @@ class Made:
     took_ms: int
 
 
+class Rebuilding(Protocol):
+    """A state that is built from an image that ``snapshot`` made, while the present one goes on serving."""
+
+    def take(self, chunk: bytes) -> Iterator[None]:
+        """Take the image's next bytes, in steps of about a millisecond."""
+        ...
+
+    def end(self) -> None:
+        """Check that the image was whole; raises when it was not. Nothing is replaced yet."""
+        ...
+
+    def replace(self) -> Iterator[None]:
+        """The built state serves from this call on. The steps let go of the old one, a millisecond each."""
+        ...
+
+
 class Replicated(Protocol):
     """What the consensus drives: the state machine with whatever listens to it (``node.replica``)."""
 
@@ -132,8 +148,8 @@ class Replicated(Protocol):
         """A consistent image as of now, in slices; apply may go on between slices."""
         ...
 
-    def restore(self, chunks: Iterable[bytes]) -> None:
-        """Replace the state by an image that ``snapshot`` made."""
+    def rebuild(self) -> Rebuilding:
+        """Begin to build the state of an image beside the present one."""
         ...
 
 

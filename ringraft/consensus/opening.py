@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,10 @@ from ringraft.consensus.replog.recovery import oldest_index
 from ringraft.consensus.replog.snapshot import Snapshot, SnapshotStore
 from ringraft.consensus.replog.syncobj import RaftLog
 
+logger = logging.getLogger(__name__)
+
+PROGRESS_S = 2.0
+"""How often a long restoration says how far it is."""
 LOG_DIRECTORY = "log"
 SNAPSHOT_DIRECTORY = "snapshot"
 
@@ -50,7 +56,7 @@ def open_log(
     store = SnapshotStore(data_dir / SNAPSHOT_DIRECTORY, disk=disk)
     snapshot = store.latest(reach=oldest_index(directory, disk=disk))
     if snapshot is not None:
-        replicated.restore(snapshot.chunks())
+        restore(replicated, snapshot)
     journal = Journal.open(
         directory,
         snapshot=snapshot.base if snapshot is not None else None,
@@ -73,3 +79,28 @@ def open_log(
     if snapshot is not None:
         log.stand_at(snapshot.base)
     return Opened(log, store, snapshot)
+
+
+def restore(replicated: Replicated, snapshot: Snapshot) -> None:
+    """Let the state be that of the snapshot, in one go: nothing is served yet."""
+    began_s, said_s, taken = time.monotonic(), time.monotonic(), 0
+    building = replicated.rebuild()
+    for chunk in snapshot.chunks():
+        for _ in building.take(chunk):
+            pass
+        taken += len(chunk)
+        if time.monotonic() - said_s >= PROGRESS_S:
+            said_s = time.monotonic()
+            logger.info(
+                "restoring action=snapshot_restoring index=%d bytes=%d of=%d",
+                snapshot.index,
+                taken,
+                snapshot.chunks_bytes,
+            )
+    building.end()
+    for _ in building.replace():
+        pass
+    logger.info(
+        "restored action=snapshot_restored index=%d bytes=%d took_ms=%d",
+        snapshot.index, taken, round((time.monotonic() - began_s) * 1000),
+    )  # fmt: skip

@@ -97,7 +97,7 @@ class RaftConsensus:
         self._entries: EntryMaker
         self._reads: FollowerReads
         self._handover: Handover
-        self._syncer: Executor
+        self._snapshot_thread: Executor
         self._is_open = False
         self._is_running = False
         self._snapshot_task: asyncio.Task[None] | None = None
@@ -115,7 +115,7 @@ class RaftConsensus:
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(self._loop, self._clock, self._step)
         self._proposals = Proposals(self._loop)
-        self._syncer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raft-sync")
+        self._snapshot_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raft-snapshot")
         self._open()
         while self._log.is_behind():
             self._log.apply_some()
@@ -147,9 +147,10 @@ class RaftConsensus:
             replicated=self._replicated,
             entries_between=self._config.snapshot_entries,
             clock=self._clock,
-            syncer=self._syncer,
+            thread=self._snapshot_thread,
             send=self.send,
-            on_installed=self._proposals.skipped_to,
+            on_installed=self._on_installed,
+            on_failure=self._fail,
         )
         self._standing = Standing(
             voters=self._voters,
@@ -184,13 +185,13 @@ class RaftConsensus:
         if self._snapshot_task is not None:
             self._snapshot_task.cancel()
             await asyncio.gather(self._snapshot_task, return_exceptions=True)
-        self._syncer.shutdown()
-        self._images.abandon()
+        self._snapshot_thread.shutdown()
         self._log.close()
 
     def _halt(self) -> None:
         self._is_running = False
         self._pace.stop()
+        self._images.halt()
         self._proposals.give_up()
         gone = Unavailable("shutting_down", "this node stops")
         self._handover.give_up(gone)
@@ -397,6 +398,10 @@ class RaftConsensus:
             outcomes = self._replicated.apply(index, entry).outcomes
             assert len(outcomes) == len(entry.commands), f"entry {index}: an outcome per command"
         self._proposals.applied(index, term, outcomes, self._log.leader_id())
+
+    def _on_installed(self, index: int) -> None:
+        self._proposals.skipped_to(index)
+        self._pace.soon()
 
     # What drives it
 

@@ -143,17 +143,21 @@ class Replica:
         """A consistent image as of now, in slices."""
         return self.machine.snapshot()
 
-    def restore(self, chunks: Iterable[bytes]) -> None:
-        """Replace the state by an image; whoever waits looks again."""
-        self.machine = type(self.machine).restore(chunks)
+    def rebuild(self) -> Rebuilding:
+        """Begin to build the state of an image beside the present one."""
+        return Rebuilding(self)
+
+    def stand_on(self, machine: StateMachine) -> None:
+        """Replace the state; whoever waits looks again."""
+        self.machine = machine
         self.applied_at_s = self._clock.monotonic_s()
-        self.events.restart_after(self.machine.index)
+        self.events.restart_after(machine.index)
         if self._archive is not None:
-            self._archive.rescan(self.machine.index)
+            self._archive.rescan(machine.index)
         for waiting in self._finals.values():
             _resolve(waiting)
         self._finals.clear()
-        self._wake_index(self.machine.index)
+        self._wake_index(machine.index)
         self._parked.wake_all()
 
     # What requests call.
@@ -295,6 +299,30 @@ class Replica:
         if stale * 2 > len(self._indexes):
             self._indexes = [wait for wait in self._indexes if not wait[2].cancelled()]
             heapq.heapify(self._indexes)
+
+
+class Rebuilding:
+    """A state on its way out of an image (``consensus.base.Rebuilding``)."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._restoring = replica.machine.restoring()
+        self._built: StateMachine | None = None
+
+    def take(self, chunk: bytes) -> Iterator[None]:
+        """Take the image's next bytes, in small steps. Raises CodecError."""
+        return self._restoring.take(chunk)
+
+    def end(self) -> None:
+        """Nothing follows. Raises CodecError unless it was a whole image."""
+        self._built = self._restoring.end()
+
+    def replace(self) -> Iterator[None]:
+        """Let the replica stand on what was built; the steps let go of what it stood on."""
+        assert self._built is not None, "end comes first"
+        old = self._replica.machine
+        self._replica.stand_on(self._built)
+        return old.dismantle()
 
 
 class _Waiting:

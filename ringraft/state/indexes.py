@@ -8,6 +8,8 @@ indexes came about. Only ``machine`` calls what changes an index.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
+from typing import Any
 
 from ringraft.state.lazyheap import LazyHeap
 from ringraft.state.model import WorkState
@@ -80,6 +82,14 @@ class Indexes:
         self.births: dict[int, KeyId] = {}
         """seq -> the idempotency key that the item was added with."""
         self.births_left: dict[KeyId, int] = {}
+
+    def holders(self) -> Iterator[dict[Any, Any] | list[Any]]:
+        """Every container that grows with the number of items or keys, for whoever takes the state apart."""
+        heaps = [self.log_timers, self.wall_timers, self.key_timers, self.pending]
+        for heap in [*heaps, *(shape.ready for shape in self.shapes.values())]:
+            yield from heap.holders()
+        yield from self.order.holders()
+        yield from (self.unique, self.groups, self.dependents, self.leases, self.births, self.births_left)
 
     # -- items -------------------------------------------------------------------------------------------------
 

@@ -58,6 +58,10 @@ class LazyHeap:
             if self.live.get(entry[-1]) is entry:
                 yield entry
 
+    def holders(self) -> tuple[dict[Any, Any], list[Any]]:
+        """What it keeps its entries in."""
+        return self.live, self._array
+
     def _tidy(self) -> None:
         array, live = self._array, self.live
         while array and live.get(array[0][-1]) is not array[0]:

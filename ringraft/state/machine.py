@@ -344,6 +344,17 @@ class StateMachine:
                 pass
         return restoring.end()
 
+    def restoring(self) -> Restoring:
+        """A machine like this one on its way out of an image, in steps."""
+        return Restoring(strict=self._strict)
+
+    def dismantle(self) -> Iterator[None]:
+        """Let go of the records, in steps of about a millisecond: a million at once would take half a second.
+
+        The machine is of no use from the first step on; one whose image is still being written stays whole.
+        """
+        return iter(()) if self._images else self._tables.dismantle()
+
     # -- reading -----------------------------------------------------------------------------------------------
 
     @property

@@ -58,6 +58,10 @@ class AgeOrder:
         else:
             del self._blocks[at], self._firsts[at]
 
+    def holders(self) -> list[list[tuple[int, str]]]:
+        """What it keeps its entries in."""
+        return self._blocks
+
     def after(self, seq: int) -> Iterator[tuple[int, str]]:
         """All that are younger than ``seq``, oldest first."""
         at = max(0, bisect_right(self._firsts, seq) - 1)

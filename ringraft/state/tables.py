@@ -6,7 +6,7 @@ is in the decision, and ``machine`` installs it: no command can be left half don
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ringraft.state.indexes import Indexes
@@ -24,6 +24,8 @@ from ringraft.state.records import (
     ShapeKey,
     VoterRecord,
 )
+
+DISMANTLE_STEP = 1000
 
 
 class Tables:
@@ -78,6 +80,18 @@ class Tables:
         self.indexes = Indexes(self.items)
         self.satisfiable: dict[ShapeKey, str | None] = {}
         """Remembers ``policy.unsatisfiable_because`` until a node registers; no part of the state."""
+
+    def dismantle(self) -> Iterator[None]:
+        """Let go of everything, in steps of ``DISMANTLE_STEP`` references."""
+        holders: list[dict[Any, Any] | list[Any]] = [self.items, self.keys, self.agenda, *self.indexes.holders()]
+        for holder in holders:
+            while holder:
+                if isinstance(holder, dict):
+                    for _ in range(min(DISMANTLE_STEP, len(holder))):
+                        holder.popitem()
+                else:
+                    del holder[-DISMANTLE_STEP:]
+                yield
 
     def item(self, work_id: str) -> Item | None:
         return self.items.get(work_id.lower())

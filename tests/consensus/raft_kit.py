@@ -112,11 +112,30 @@ class Notes:
         for start in range(0, len(notes), 10):
             yield msgpack.packb(notes[start : start + 10])
 
-    def restore(self, chunks: Iterable[bytes]) -> None:
-        pieces = [msgpack.unpackb(chunk) for chunk in chunks]
-        self.log_ms, self.notes = pieces[0], [note for piece in pieces[1:] for note in piece]
-        self.entries = []
-        self.restored += 1
+    def rebuild(self) -> Rebuilding:
+        return Rebuilding(self)
+
+
+class Rebuilding:
+    """Notes on their way out of an image; ``ended`` is told before anything is replaced."""
+
+    def __init__(self, state: Notes) -> None:
+        self.state = state
+        self.pieces: list[Any] = []
+
+    def take(self, chunk: bytes) -> Iterator[None]:
+        self.pieces.append(msgpack.unpackb(chunk))
+        yield
+
+    def end(self) -> None:
+        assert self.pieces, "an image has at least one piece"
+
+    def replace(self) -> Iterator[None]:
+        state = self.state
+        state.log_ms, state.notes = self.pieces[0], [note for piece in self.pieces[1:] for note in piece]
+        state.entries = []
+        state.restored += 1
+        return iter(())
 
 
 class Network:

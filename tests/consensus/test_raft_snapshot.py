@@ -1,11 +1,11 @@
 """Snapshots: made beside traffic, the log behind them dropped, sent to whom the log no longer reaches."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.codec import Chunk, Message
-from tests.consensus.raft_kit import Cluster, LoopClock, cluster, run
+from tests.consensus.raft_kit import Cluster, LoopClock, Rebuilding, cluster, run
 
 CONFIG = RaftConfig(snapshot_entries=40, segment_bytes=4096)
 
@@ -62,13 +62,13 @@ def test_an_installation_that_takes_long_deposes_nobody() -> None:
             await c.start(away)
             state, clock = c.states[away], c.nodes[away]._clock
             assert isinstance(clock, LoopClock)
-            restore = state.restore
 
-            def restore_slowly(chunks: Iterable[bytes]) -> None:
-                restore(chunks)
-                clock.ahead_s += 2
+            class Slow(Rebuilding):
+                def replace(self) -> Iterator[None]:
+                    clock.ahead_s += 2
+                    return super().replace()
 
-            state.restore = restore_slowly  # type: ignore[method-assign]
+            state.rebuild = lambda: Slow(state)  # type: ignore[method-assign]
             assert await c.converged() == EXPECTED
             await asyncio.sleep(1)
             assert state.restored == 1

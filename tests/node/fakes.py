@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from ringraft.api.rfc3339 import wall_ms
@@ -163,10 +163,24 @@ class FakeMachine:
         yield str(self.index).encode()
         yield from (f"{work_id}={state}".encode() for work_id, state in self.states.items())
 
-    @classmethod
-    def restore(cls, chunks: Iterable[bytes]) -> FakeMachine:
-        machine = cls()
-        first, *rest = chunks
+    def restoring(self) -> FakeRestoring:
+        return FakeRestoring()
+
+    def dismantle(self) -> Iterator[None]:
+        yield
+
+
+class FakeRestoring:
+    def __init__(self) -> None:
+        self.chunks: list[bytes] = []
+
+    def take(self, chunk: bytes) -> Iterator[None]:
+        self.chunks.append(chunk)
+        yield
+
+    def end(self) -> FakeMachine:
+        machine = FakeMachine()
+        first, *rest = self.chunks
         machine.index = int(first)
         machine.states = dict(chunk.decode().split("=") for chunk in rest)  # type: ignore[misc]
         return machine

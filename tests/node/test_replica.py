@@ -220,7 +220,15 @@ async def test_a_restored_image_replaces_the_state_and_wakes_everybody():
     item = asyncio.create_task(replica.wait_final("a", wait_s=10))
     index = asyncio.create_task(replica.wait_index(40, timeout_s=10))
     await settle()
-    replica.restore(list(other.snapshot()))
+    building = replica.rebuild()
+    for chunk in other.snapshot():
+        for _ in building.take(chunk):
+            await settle()
+    building.end()
+    assert replica.machine.item("a")["state"] == "PENDING"
+    assert not item.done()
+    for _ in building.replace():
+        assert replica.machine.index == 40
     assert (await item)["state"] == "COMPLETED"
     assert await index
     assert notes.rescans == [40]

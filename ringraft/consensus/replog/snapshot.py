@@ -100,9 +100,10 @@ class Snapshot:
 
         Raises SnapshotDamaged, DiskFailed: what was yielded before is then not to be used.
         """
-        for kind, payload, _offset in _frames(self._disk, self.path):
-            if kind == KIND_CHUNK:
-                yield payload
+        frames = _frames(self._disk, self.path)
+        # The head is read now: an open file stays readable when newer snapshots have this one removed.
+        next(frames)
+        return (payload for kind, payload, _offset in frames if kind == KIND_CHUNK)
 
 
 class SnapshotWriter:
