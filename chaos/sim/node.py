@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -28,7 +28,7 @@ from ringraft.consensus.replog.snapshot import SnapshotDamaged
 from ringraft.membership.base import Member, MemberChange, MemberState
 from ringraft.node.duties import Duties
 from ringraft.node.events import EventRing
-from ringraft.node.replica import Replica
+from ringraft.node.replica import Rebuilding, Replica
 from ringraft.state.machine import StateMachine
 from ringraft.state.model import Applied, Entry, Limits
 
@@ -89,14 +89,26 @@ class WatchedReplica:
         self._process.machine.world.count("snapshots")
         return self._replica.snapshot()
 
-    def restore(self, chunks: Iterable[bytes]) -> None:
-        self._process.machine.world.count("restores")
-        self._replica.restore(chunks)
-        self._monitors.restored(self._process.node_id, self._replica.machine)
+    def rebuild(self) -> WatchedRebuilding:
+        return WatchedRebuilding(self._process)
 
     def __getattr__(self, name: str) -> Any:
         # What the log asks of a replica besides, as it is.
         return getattr(self._replica, name)
+
+
+class WatchedRebuilding(Rebuilding):
+    """Shows the state that a snapshot came to."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process.replica)
+        self._process = process
+
+    def replace(self) -> Iterator[None]:
+        self._process.machine.world.count("restores")
+        rubble = super().replace()
+        self._process.machine.world.monitors.restored(self._process.node_id, self._process.replica.machine)
+        return rubble
 
 
 class Membership:
