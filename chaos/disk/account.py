@@ -98,6 +98,15 @@ class Account:
         finally:
             journal.close()
 
+    @classmethod
+    def of(cls, directory: Path) -> Account:
+        """An account that begins with what is there."""
+        account = cls()
+        journal, snapshot = open_log(directory)
+        account._go_on_from(journal, snapshot)
+        journal.close()
+        return account
+
     def _judge_vote(self, journal: Journal) -> None:
         vote = (journal.getCurrentTerm(), journal.getVotedForNodeId())
         if vote not in (self.vote, self.asked_vote):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chaos.disk.walk import Walk, tell_to
-from ringraft.consensus.replog.files import DiskFailed, LocalDisk, LocalFile
+from ringraft.consensus.replog.files import LOCAL_DISK, Disk, DiskFailed
 
 STEPS = 1_000
 """More than a life lasts until it is ended."""
@@ -22,22 +22,6 @@ EXIT_DISK_FAILED = 3
 """The walk met a disk that refuses, said so and ended."""
 EXIT_BROKEN = 4
 """The walk ended by an exception that it should not have met; its text is on stderr."""
-
-
-class _UnsyncedFile(LocalFile):
-    def sync(self) -> None:
-        """The planted bug: it says so, and does nothing."""
-
-
-class UnsyncedDisk(LocalDisk):
-    """A disk whose syncs do nothing, to show that the cuts would be noticed."""
-
-    def open(self, path: Path, *, create: bool = False) -> LocalFile:
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0)
-        return _UnsyncedFile(os.open(path, flags, 0o600))
-
-    def sync_directory(self, directory: Path) -> None:
-        pass
 
 
 class Life:
@@ -49,7 +33,7 @@ class Life:
         seed: int,
         *,
         steps: int = STEPS,
-        without_sync: bool = False,
+        disk: Disk = LOCAL_DISK,
         prepare: Callable[[], object] | None = None,
     ) -> None:
         """``prepare`` runs in the child before its first step."""
@@ -60,22 +44,25 @@ class Life:
         self.pid = os.fork()
         if self.pid == 0:
             os.close(self._reads)
-            self._live(directory, seed, steps, writes, without_sync, prepare)
+            self._live(directory, seed, steps, writes, disk, prepare)
         os.close(writes)
 
     @staticmethod
     def _live(
-        directory: Path, seed: int, steps: int, writes: int, without_sync: bool, prepare: Callable[[], object] | None
+        directory: Path, seed: int, steps: int, writes: int, disk: Disk, prepare: Callable[[], object] | None
     ) -> None:
         """The child's whole life; never returns."""
         code = EXIT_BROKEN
+        walk = None
         try:
             if prepare is not None:
                 prepare()
-            disk = UnsyncedDisk() if without_sync else LocalDisk()
-            Walk(directory, random.Random(seed), tell_to(writes), disk).steps(steps)
+            walk = Walk(directory, random.Random(seed), tell_to(writes), disk)
+            walk.steps(steps)
             code = 0
         except DiskFailed:
+            if walk is not None:
+                walk.stays_failed()
             code = EXIT_DISK_FAILED
         except BaseException:
             traceback.print_exc()

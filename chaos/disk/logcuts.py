@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.disk.account import Account, Lost
 from chaos.disk.life import EXIT_BROKEN, Life
+from chaos.disk.record import Figures
 from chaos.disk.volume import Volume
-from ringraft.consensus.replog.files import DiskFailed
+from ringraft.consensus.replog.files import Disk, DiskFailed
 from ringraft.consensus.replog.recovery import JournalDamaged
 from ringraft.consensus.replog.snapshot import SnapshotDamaged
 
@@ -20,42 +20,35 @@ CUTS_PER_VOLUME = 50
 """Then the file system is made anew, so that first starts are met again and again."""
 
 
-@dataclass(slots=True)
-class LogCuts:
-    """The figures of a run."""
-
-    cuts: int = 0
-    acknowledged: int = 0
-    violations: list[str] = field(default_factory=list)
-
-
-def cut_log(folder: Path, *, cuts: int, seed: int, without_sync: bool, on_cut: Callable[[LogCuts], None]) -> LogCuts:
+def cut_log(folder: Path, *, cuts: int, seed: int, disk: Disk, show: Callable[[Figures], None]) -> Figures:
     """Cut the power of a walking log ``cuts`` times; a directory with a violation is not gone on with."""
-    done = LogCuts()
+    done = Figures()
     rng = random.Random(seed)
     volume = Volume(folder, "log")
     try:
-        while done.cuts < cuts:
+        while done.strikes < cuts:
             volume.make()
             account = Account()
-            for _ in range(min(CUTS_PER_VOLUME, cuts - done.cuts)):
+            for _ in range(min(CUTS_PER_VOLUME, cuts - done.strikes)):
                 life_seed = rng.getrandbits(48)
-                done.cuts += 1
+                done.strikes += 1
+                done.count("cuts")
                 try:
-                    _cut_once(volume, account, life_seed, rng.random() ** 2 * LIFE_S_MAX, without_sync)
+                    _cut_once(volume, account, life_seed, rng.random() ** 2 * LIFE_S_MAX, disk)
                 except (Lost, JournalDamaged, SnapshotDamaged, DiskFailed) as fault:
-                    done.violations.append(f"cut {done.cuts} seed {life_seed}: {type(fault).__name__}: {fault}")
+                    done.violations.append(f"cut {done.strikes} seed {life_seed}: {type(fault).__name__}: {fault}")
+                    done.lost += isinstance(fault, Lost)
                     break
                 finally:
-                    on_cut(done)
+                    show(done)
             done.acknowledged += account.acknowledged
     finally:
         volume.unmount()
     return done
 
 
-def _cut_once(volume: Volume, account: Account, seed: int, life_s: float, without_sync: bool) -> None:
-    life = Life(volume.path / "data", seed, without_sync=without_sync)
+def _cut_once(volume: Volume, account: Account, seed: int, life_s: float, disk: Disk) -> None:
+    life = Life(volume.path / "data", seed, disk=disk)
     try:
         life.listen(time.monotonic() + life_s)
     finally:

@@ -66,10 +66,12 @@ class Nursery:
             else:
                 self._ends[said["ended"]].set_result(said["code"])
 
-    async def start(self, arguments: list[str], *, out: Path, log: Path) -> tuple[int, asyncio.Future[int]]:
+    async def start(
+        self, arguments: list[str], *, out: Path, log: Path, is_held: bool
+    ) -> tuple[int, asyncio.Future[int]]:
         """Fork a voter: its pid, and its exit code once it ended (negative: the signal)."""
         assert self._process.stdin is not None
-        order = {"start": arguments, "out": str(out), "log": str(log)}
+        order = {"start": arguments, "out": str(out), "log": str(log), "held": is_held}
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         pid = await self._started.get()
         return pid, self._ends[pid]
@@ -104,11 +106,11 @@ class VoterProcess:
     def is_running(self) -> bool:
         return self.ended is not None and not self.ended.done()
 
-    async def start(self, nursery: Nursery) -> None:
-        """Fork it; ``ready`` waits until it listens."""
+    async def start(self, nursery: Nursery, *, is_held: bool = False) -> None:
+        """Fork it; ``ready`` waits until it listens. A held one stands still at its first instant."""
         assert not self.is_running, f"{self.node_id} runs"
         self.out.unlink(missing_ok=True)
-        self.pid, self.ended = await nursery.start(self.arguments, out=self.out, log=self.log)
+        self.pid, self.ended = await nursery.start(self.arguments, out=self.out, log=self.log, is_held=is_held)
 
     async def ready(self) -> None:
         """Wait for its ready line. Raises NotReady."""

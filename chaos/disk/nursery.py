@@ -1,8 +1,9 @@
 """Forks voters: the imports are done once, so that a node that starts again costs what it does itself.
 
 Started by ``nodes.Nursery``; takes one JSON line per order on stdin and answers on stdout:
-``{"start": [arguments], "out": path, "log": path}`` is answered by ``{"started": pid}``, and the end
-of a voter is told as ``{"ended": pid, "code": exit code or -signal}``. Its end is that of all.
+``{"start": [arguments], "out": path, "log": path, "held": false}`` is answered by ``{"started": pid}``
+(a held voter stands still until it gets SIGCONT), and the end of a voter is told as
+``{"ended": pid, "code": exit code or -signal}``. Its end is that of all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import select
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import ringraft.node.app  # noqa: F401 - imported here so that no voter has to
@@ -82,7 +82,8 @@ def _start(order: dict[str, Any]) -> int:
         os.dup2(source, target)
     os.closerange(3, 256)
     sys.argv = ["ringraft-voter", *order["start"], "--end-with-parent", str(parent)]
-    Path(order["out"]).touch()
+    if order["held"]:
+        os.kill(os.getpid(), signal.SIGSTOP)
     run_command(voter, "ringraft-voter")
     raise AssertionError("run_command exits")
 

@@ -8,32 +8,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import random
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from chaos.disk import record
-from chaos.disk.clustercuts import cut_cluster
+from chaos.disk.careless import UnsyncedDisk
+from chaos.disk.cluster import strike_clusters
+from chaos.disk.clustercuts import PowerCut
 from chaos.disk.logcuts import cut_log
-from chaos.disk.volume import CannotCutPower, enter_own_mounts, folder
+from chaos.disk.record import Figures
+from chaos.disk.run import watched
+from chaos.disk.volume import CannotCutPower, enter_own_mounts
+from ringraft.consensus.replog.files import LOCAL_DISK
 
 EXIT_CANNOT = 2
-
-
-class Figures(Protocol):
-    """What a run counts."""
-
-    cuts: int
-    acknowledged: int
-    violations: list[str]
 
 
 def arguments() -> argparse.Namespace:
@@ -54,61 +44,27 @@ def main() -> int:
     """0 when nothing was lost, 1 when something was, 2 when this machine cannot do it."""
     options = arguments()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
-    # What a journal says about its torn tail is what this is about, some thousand times.
-    logging.disable(logging.CRITICAL)
     # A plain kill has to leave no mount and no process behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    console = Console(stderr=True)
-    began_s = time.monotonic()
     try:
         enter_own_mounts()
     except CannotCutPower as fault:
-        console.print(str(fault))
+        print(fault, file=sys.stderr)
         return EXIT_CANNOT
-    bar = Progress(TextColumn("power cuts"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
-                   TimeElapsedColumn(), console=console)  # fmt: skip
-    with folder() as path, bar:
-        task = bar.add_task("", total=options.cuts)
 
-        def show(done: Figures) -> None:
-            said = f"{len(done.violations)} violations"
-            bar.update(task, completed=min(done.cuts, options.cuts), description=said)
+    def run(path: Path, show: Callable[[Figures], None]) -> Figures:
+        if options.nodes == 0:
+            disk = UnsyncedDisk() if options.without_sync else LOCAL_DISK
+            return cut_log(path, cuts=options.cuts, seed=seed, disk=disk, show=show)
+        return asyncio.run(
+            strike_clusters(path, PowerCut(options.all_share), nodes=options.nodes, strikes=options.cuts, seed=seed,
+                            without_sync=options.without_sync, show=show)
+        )  # fmt: skip
 
-        done = _run(path, options, seed, show)
-    took_s = time.monotonic() - began_s
-    for violation in done.violations:
-        print(violation)
-    verdict = "FAILED" if done.violations else "passed"
-    figures = {"nodes": options.nodes, "cuts": done.cuts, "cuts_of_all": getattr(done, "cuts_of_all", done.cuts),
-               "acknowledged": done.acknowledged, "lost": getattr(done, "lost", len(done.violations)),
-               "violations": len(done.violations)}  # fmt: skip
-    print(f"{verdict}: " + ", ".join(f"{name} {value}" for name, value in figures.items()) + f", took {took_s:.0f} s")
-    record.append(
-        options.record,
-        "chaos.disk.power",
-        seed=seed,
-        without_sync=options.without_sync,
-        took_s=round(took_s, 1),
-        **figures,
-        first_violations=done.violations[:3],
-    )
-    return 1 if done.violations else 0
-
-
-def _run(path: Path, options: argparse.Namespace, seed: int, show: Callable[[Figures], None]) -> Figures:
-    if options.nodes == 0:
-        return cut_log(path, cuts=options.cuts, seed=seed, without_sync=options.without_sync, on_cut=show)
-    return asyncio.run(
-        cut_cluster(
-            path,
-            nodes=options.nodes,
-            cuts=options.cuts,
-            all_share=options.all_share,
-            seed=seed,
-            without_sync=options.without_sync,
-            on_cut=show,
-        )
-    )
+    return watched(
+        "chaos.disk.power", run, total=options.cuts, record=options.record,
+        nodes=options.nodes, seed=seed, without_sync=options.without_sync,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

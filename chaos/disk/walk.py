@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ringraft.consensus.replog.files import LOCAL_DISK, Disk
+from ringraft.consensus.replog.files import LOCAL_DISK, Disk, DiskFailed
 from ringraft.consensus.replog.journal import Journal
 from ringraft.consensus.replog.recovery import oldest_index
 from ringraft.consensus.replog.snapshot import Snapshot, SnapshotStore, SnapshotWriter
@@ -84,6 +84,23 @@ class Walk:
         for _ in range(count):
             self._rng.choice(acts)()
         self._journal.close()
+
+    def stays_failed(self) -> None:
+        """After the journal's disk refused once, every further call has to be refused too."""
+        journal = self._journal
+        if not journal._tape.has_failed:
+            return
+        index, term = journal.last_index + 1, journal.getCurrentTerm()
+        acts: tuple[Callable[[], object], ...] = (
+            lambda: journal.add(b"", index, term), journal.sync, journal.onOneSecondTimer, journal.flush,
+            lambda: journal.setCurrentTerm(term + 1, None),
+        )  # fmt: skip
+        for act in acts:
+            try:
+                act()
+            except DiskFailed:
+                continue
+            raise AssertionError("the journal goes on after its disk failed")
 
     def _do(self, *words: Any, act: Callable[[], object]) -> None:
         self._tell(["ask", *words])

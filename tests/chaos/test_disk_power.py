@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from chaos.disk.clustercuts import Votes
 from chaos.disk.load import Ledger
 from chaos.disk.volume import missing
+from chaos.disk.votes import Votes
 from ringraft.consensus.replog.vote import Vote
 
 needs_volumes = pytest.mark.skipif(missing() is not None, reason=f"{missing()}")
@@ -30,9 +30,9 @@ def test_a_log_keeps_through_power_cuts_what_it_synced(tmp_path: Path) -> None:
     results = tmp_path / "power.jsonl"
     code, said = power("--nodes", "0", "--cuts", "60", "--seed", "5", "--record", str(results))
     assert code == 0, said
-    assert "passed: nodes 0, cuts 60" in said
+    assert "passed: 60 strikes (cuts 60)" in said
     line = json.loads(results.read_text())
-    assert (line["cuts"], line["lost"], line["violations"]) == (60, 0, 0)
+    assert (line["strikes"], line["lost"], line["violations"]) == (60, 0, 0)
     assert line["acknowledged"] > 500
     assert line["command"].startswith("python -m chaos.disk.power --nodes 0 --cuts 60")
 

@@ -1,0 +1,63 @@
+"""Disks with a planted bug, to show that power cuts, deaths and refusals would notice one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from ringraft.consensus.replog.files import LocalDisk, LocalFile
+
+
+class _UnsyncedFile(LocalFile):
+    def sync(self) -> None:
+        pass
+
+
+class UnsyncedDisk(LocalDisk):
+    """Its syncs do nothing: a power cut shows it."""
+
+    def open(self, path: Path, *, create: bool = False) -> LocalFile:
+        return _UnsyncedFile(descriptor(path, create))
+
+    def sync_directory(self, directory: Path) -> None:
+        pass
+
+
+class _BufferedFile(LocalFile):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self._waiting: list[tuple[bytes, int]] = []
+
+    def pwrite(self, data: bytes, offset: int) -> None:
+        self._waiting.append((data, offset))
+
+    def sync(self) -> None:
+        while self._waiting:
+            super().pwrite(*self._waiting.pop(0))
+        super().sync()
+
+
+class BufferedDisk(LocalDisk):
+    """It keeps writes in memory until the next sync: the death of a process shows it."""
+
+    def open(self, path: Path, *, create: bool = False) -> LocalFile:
+        return _BufferedFile(descriptor(path, create))
+
+
+class _DeafFile(LocalFile):
+    def sync(self) -> None:
+        with contextlib.suppress(OSError):
+            super().sync()
+
+
+class DeafDisk(LocalDisk):
+    """It goes on after a failed sync: a refused sync shows it."""
+
+    def open(self, path: Path, *, create: bool = False) -> LocalFile:
+        return _DeafFile(descriptor(path, create))
+
+
+def descriptor(path: Path, create: bool) -> int:
+    """Open as the real disk does."""
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0), 0o600)
