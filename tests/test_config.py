@@ -114,7 +114,6 @@ def test_all_faults_are_told_at_once_with_the_nearest_name(tmp_path: Path) -> No
         ({"cluster.voters": "n1=a:1,N1=a:2"}, "differ only by case"),
         ({"cluster.voters": "n1=a:1,n1=a:2"}, "names n1 twice"),
         ({"node.roles": "worker"}, "name a voter with --join"),
-        ({"node.roles": "voter", "cluster.join": "a:1"}, "a voter does not join"),
         ({"worker.executors": "{play: {command: 'rm -rf x'}}"}, "no shell reads it"),
         ({"worker.executors": "{play: {}}"}, "either command or entry_point"),
         ({"auth.secret": "a", "auth.secret_file": "/nowhere"}, "both set"),

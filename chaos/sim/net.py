@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -20,7 +20,7 @@ from aiohttp import web
 
 from chaos.sim.loop import EventQueue, NodeLoop
 from ringraft.consensus.replog.codec import Message, decode_all
-from ringraft.consensus.replog.transport import LinkListener
+from ringraft.consensus.replog.transport import PARTING_S, LinkListener
 
 REDIAL_FIRST_S = 0.02
 REDIAL_MAX_S = 0.25
@@ -262,11 +262,11 @@ class Network:
 class SimLinks:
     """``Links`` of one process."""
 
-    def __init__(self, network: Network, loop: NodeLoop, node_id: str, peers: Iterable[str]) -> None:
+    def __init__(self, network: Network, loop: NodeLoop, node_id: str) -> None:
         self.network = network
         self.loop = loop
         self.node_id = node_id
-        self.peers = [peer for peer in peers if peer != node_id]
+        self.peers: list[str] = []
         self.connections: dict[str, Connection] = {}
         """Those this process dialled and that are up."""
         self.incoming: dict[str, Connection] = {}
@@ -282,9 +282,23 @@ class SimLinks:
         for peer in self.peers:
             self.dial(peer)
 
+    def follow(self, peers: Mapping[str, str]) -> None:
+        before, self.peers = self.peers, list(peers)
+        if self.listener is None:
+            return
+        for peer in self.peers:
+            if peer not in before:
+                self.dial(peer)
+        for peer in before:
+            if peer not in self.peers:
+                self.attempts.pop(peer, None)
+                if peer in self.connections:
+                    at_s = self.network.queue.now_s + PARTING_S
+                    self.loop.deliver(at_s, self.network.break_off, self.connections[peer], at_s)
+
     def dial(self, peer: str) -> None:
         """Begin to connect, unless a connection is just being made."""
-        if self.attempts.get(peer) != 0:
+        if peer in self.peers and self.attempts.get(peer) != 0:
             self._attempt += 1
             self.attempts[peer] = self._attempt
             self.loop.call_soon(self.network.dial, self, peer, REDIAL_FIRST_S, self._attempt)
@@ -309,6 +323,9 @@ class SimLinks:
         if self.is_closed or connection.source.is_closed or connection.broken_s is not None:
             return
         peer = connection.source.node_id
+        if peer not in self.peers:
+            self.network.break_off(connection, self.network.queue.now_s)
+            return
         older = self.incoming.get(peer)
         self.incoming[peer] = connection
         if older is not None:
@@ -320,7 +337,7 @@ class SimLinks:
         peer = connection.target.node_id
         if self.is_closed:
             return
-        del self.attempts[peer]
+        self.attempts.pop(peer, None)
         if self.network.links.get(peer) is not connection.target or connection.broken_s is not None:
             self.dial(peer)
             return

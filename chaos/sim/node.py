@@ -25,6 +25,7 @@ from ringraft.consensus.replog import syncobj
 from ringraft.consensus.replog.files import DiskFailed
 from ringraft.consensus.replog.recovery import JournalDamaged
 from ringraft.consensus.replog.snapshot import SnapshotDamaged
+from ringraft.consensus.roll import Self
 from ringraft.membership.base import Member, MemberChange, MemberState
 from ringraft.node.duties import Duties
 from ringraft.node.events import EventRing
@@ -162,6 +163,8 @@ class Machine:
         self.began_s = plan.clock_begins_s[number] if plan.clock_begins_s else 1000.0
         self.wall_ahead_ms = plan.wall_ahead_ms[number] if plan.wall_ahead_ms else 0
         self.incarnation = 0
+        self.data_id = f"{rng.getrandbits(64):016x}"
+        """Of the directory on the disk; another one once it is wiped."""
         self.process: Process | None = None
         self.down = 0
         """Faults that keep it down now."""
@@ -225,7 +228,7 @@ class Process:
         loop.thread_delay = lambda: (machine.disk.delay_s(), machine.disk.rng.random() < 0.5)
         self.disk = DiskHandle(machine.disk, loop, lambda: world.died_in_disk(machine))
         self.disk.deadly, machine.deadly = machine.deadly, None
-        self.links = SimLinks(world.network, loop, self.node_id, world.node_ids)
+        self.links = SimLinks(world.network, loop, self.node_id)
         self.replica = Replica(
             machine=StrictMachine(),
             clock=self.clock,
@@ -234,7 +237,7 @@ class Process:
             waiters_max=WAITERS_MAX,
         )
         self.consensus = WatchedConsensus(
-            node_id=self.node_id,
+            own=Self(self.node_id, f"{self.node_id}:1", machine.data_id, machine.incarnation),
             voters={node_id: f"{node_id}:1" for node_id in world.node_ids},
             data_dir=DIRECTORY,
             replicated=WatchedReplica(self),

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from ringraft.state.model import Applied, Command, Entry, Epoch, Outcome
+from ringraft.state.records import VoterTable
 
 
 class ProposalError(Exception):
@@ -77,6 +78,12 @@ class Status:
     leader_contact_s: float | None
     """Seconds since this node last heard the leader; 0 at the leader, None if never."""
     voters: Sequence[VoterStatus]
+    learners: Sequence[VoterStatus] = ()
+    """Who is sent the log and does not vote yet."""
+    standing: str = "member"
+    """Of this node's data directory: ``fresh``, ``learner``, ``member`` or ``removed``; only a member votes."""
+    leader_last_index: int = 0
+    """Where the leader's log ended when it was heard last."""
 
     @property
     def acting_leader_id(self) -> str | None:
@@ -138,6 +145,11 @@ class Replicated(Protocol):
     @property
     def generation(self) -> int:
         """Of the newest epoch begun: how often the log's history was replaced."""
+        ...
+
+    @property
+    def voter_table(self) -> VoterTable:
+        """Who keeps the log, as of the newest entry applied: another object as soon as it has changed."""
         ...
 
     def apply(self, index: int, entry: Entry) -> Applied:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ringraft.clock import Clock
 from ringraft.consensus.base import Replicated
-from ringraft.consensus.proposals import Made, Proposals
-from ringraft.consensus.replog.syncobj import ENTRY, RaftLog
+from ringraft.consensus.proposals import Made, Proposal, Proposals
+from ringraft.consensus.replog.syncobj import CHANGE, ENTRY, RaftLog
 from ringraft.state.codec import encode_entry
-from ringraft.state.commands import Begin
+from ringraft.state.commands import VOTER_CHANGES, Begin
 from ringraft.state.model import Command, Entry, Epoch, Rejected
 
 logger = logging.getLogger(__name__)
@@ -42,14 +43,23 @@ class EntryMaker:
         clock: Clock,
         commands_max: int,
         bytes_max: int,
+        refusal: Callable[[Command], Rejected | None],
     ) -> None:
+        """``refusal`` says why a command may not be proposed now."""
         self._log = log
         self._proposals = proposals
         self._replicated = replicated
         self._clock = clock
         self._commands_max = commands_max
         self._bytes_max = bytes_max
+        self._refusal = refusal
         self._base: EpochBase | None = None
+        self._begin_index = 0
+
+    def has_begun(self) -> bool:
+        """This node's term has begun in the log: its Begin is applied."""
+        is_made = self._base is not None and self._base.term == self._log.term()
+        return is_made and self._log.applied_index() >= self._begin_index
 
     def make(self) -> None:
         """Put what waits into entries, as long as few are under way, and send them."""
@@ -66,6 +76,7 @@ class EntryMaker:
                 )
                 self._base = base
                 self._append(base, [Command(Begin(log.node_id))])
+                self._begin_index = log.last_index()
             elif len(self._proposals):
                 self._append(base, [])
             else:
@@ -77,7 +88,7 @@ class EntryMaker:
     def _append(self, base: EpochBase, own: list[Command]) -> None:
         count_max = self._commands_max - len(own)
         while True:
-            taken = self._proposals.take(count_max)
+            taken = self._proposable(self._proposals.take(count_max))
             if not taken and not own:
                 return
             entry = Entry(
@@ -99,6 +110,21 @@ class EntryMaker:
         self._proposals.made(self._log.last_index() + 1, Made(base.term, entry, tuple(taken), len(own)))
         self._log.append(encoded)
 
+    def _proposable(self, taken: list[Proposal]) -> list[Proposal]:
+        """Those that may be proposed now, at most one change of the voters among them; the others end here."""
+        allowed, has_change = [], False
+        for proposal in taken:
+            refused = None if proposal.command is None else self._refusal(proposal.command)
+            if proposal.command is not None and isinstance(proposal.command.op, VOTER_CHANGES):
+                if has_change:
+                    refused = Rejected("conflict", "another change of the voters goes first; try again")
+                has_change = has_change or refused is None
+            if refused is None:
+                allowed.append(proposal)
+            else:
+                proposal.end(refused)
+        return allowed
+
     def _encoded(self, entry: Entry) -> bytes | Rejected:
         """The entry as it stands in the log, or why it cannot stand there.
 
@@ -106,7 +132,8 @@ class EntryMaker:
         be read would stop every replica.
         """
         try:
-            command = ENTRY + encode_entry(entry)
+            has_change = any(isinstance(command.op, VOTER_CHANGES) for command in entry.commands)
+            command = (CHANGE if has_change else ENTRY) + encode_entry(entry)
         except ValueError as error:
             logger.error("a command cannot be encoded action=encode_failed node=%s: %r", self._log.node_id, error)
             return Rejected("internal", f"the command cannot be encoded: {error}")

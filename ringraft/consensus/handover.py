@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ringraft.consensus.base import NotLeader, Unavailable
 from ringraft.consensus.replog.syncobj import RaftLog
+from ringraft.consensus.roll import Roll
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,9 @@ class Transfer:
 class Handover:
     """At most one transfer at a time. While one is under way no entry is made, so that ``to`` catches up."""
 
-    def __init__(self, *, log: RaftLog, voters: list[str], patience_s: float) -> None:
+    def __init__(self, *, log: RaftLog, roll: Roll, patience_s: float) -> None:
         self._log = log
-        self._voters = voters
+        self._roll = roll
         self._patience_s = patience_s
         self._transfer: Transfer | None = None
 
@@ -47,13 +48,16 @@ class Handover:
             raise NotLeader(log.leader_id())
         if self._transfer is not None:
             raise Unavailable("conflict", f"a transfer to {self._transfer.to} is under way")
-        if to is not None and to not in self._voters:
-            raise Unavailable("conflict", f"{to} is not one of the voters {', '.join(self._voters)}")
-        linked = [voter for voter in self._voters if voter != log.node_id and log.is_linked(voter)]
+        voters = self._roll.voters()
+        if to is not None and to not in voters:
+            raise Unavailable("conflict", f"{to} is not one of the voters {', '.join(voters)}")
+        linked = [voter for voter in voters if self._roll.counts(voter) and log.is_linked(voter)]
         if to is None and linked:
             to = max(linked, key=lambda voter: log.progress[voter].match_index)
         if to is None or to not in linked:
-            raise Unavailable("no_quorum", f"{to or 'no other voter'} is not connected; leadership stays here")
+            raise Unavailable(
+                "no_quorum", f"{to or 'no other voter'} is not connected or not admitted; leadership stays here"
+            )
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._transfer = Transfer(to, now_s + min(deadline_s, self._patience_s), future)
         return future
@@ -69,6 +73,8 @@ class Handover:
                 self._end(None)
             elif leader_id is not None:
                 self._end(Unavailable("conflict", f"{leader_id} leads now, not {transfer.to}"))
+        elif transfer.to not in log.progress:
+            self._end(Unavailable("conflict", f"{transfer.to} was removed meanwhile; {leader_id} leads"))
         elif not transfer.is_asked and log.progress[transfer.to].match_index == log.last_index():
             transfer.is_asked = True
             log.hand_over(transfer.to)

@@ -6,7 +6,7 @@ import asyncio
 from typing import Final
 
 from ringraft.consensus.base import Logged
-from ringraft.consensus.replog.syncobj import ENTRY, RaftLog
+from ringraft.consensus.replog.syncobj import CHANGE, ENTRY, RaftLog
 from ringraft.state.codec import decode_entry
 
 READ_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -24,7 +24,7 @@ async def read_log(log: RaftLog, first: int, limit: int) -> list[Logged]:
         if found and size > READ_BYTES_MAX:
             break
         entry = None
-        if command[:1] == ENTRY:
+        if command[:1] in (ENTRY, CHANGE):
             if len(command) > ON_LOOP_BYTES_MAX:
                 entry = await asyncio.to_thread(decode_entry, command[1:])
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,12 @@ from ringraft.consensus.base import Replicated
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.files import Disk
 from ringraft.consensus.replog.journal import Journal
-from ringraft.consensus.replog.library import LogHost, Timing
+from ringraft.consensus.replog.library import Electorate, LogHost, Timing
 from ringraft.consensus.replog.recovery import oldest_index
+from ringraft.consensus.replog.seat import Seat, Standing, read_seat, write_seat
 from ringraft.consensus.replog.snapshot import Snapshot, SnapshotStore
 from ringraft.consensus.replog.syncobj import RaftLog
+from ringraft.consensus.roll import Roll, Self
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,35 @@ PROGRESS_S = 2.0
 """How often a long restoration says how far it is."""
 LOG_DIRECTORY = "log"
 SNAPSHOT_DIRECTORY = "snapshot"
+
+
+class VoterRemoved(Exception):
+    """The cluster removed the node of this data directory; it must not start on it."""
+
+
+def open_roll(
+    *,
+    own: Self,
+    configured: Mapping[str, str],
+    data_dir: Path,
+    disk: Disk,
+    clock: Clock,
+    formation_wait_s: float,
+) -> Roll:
+    """The roll as the directory's seat has it. Raises JournalDamaged, DiskFailed, VoterRemoved."""
+    directory = data_dir / LOG_DIRECTORY
+    seat = read_seat(disk, directory)
+    if seat.standing == Standing.REMOVED:
+        raise VoterRemoved(
+            f"{own.node_id} was removed from its cluster by entry {seat.since_index} of the log; to let it keep the "
+            f"log again, empty {data_dir}, start it, and add it"
+        )
+
+    def keep(seat: Seat) -> None:
+        disk.make_directory(directory)
+        write_seat(disk, directory, seat)
+
+    return Roll(own=own, configured=configured, seat=seat, keep=keep, clock=clock, formation_wait_s=formation_wait_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +70,7 @@ class Opened:
 def open_log(
     *,
     node_id: str,
-    voters: Sequence[str],
+    electorate: Electorate,
     data_dir: Path,
     replicated: Replicated,
     config: RaftConfig,
@@ -65,7 +96,7 @@ def open_log(
     )
     log = RaftLog(
         node_id=node_id,
-        voters=voters,
+        electorate=electorate,
         journal=journal,
         timing=Timing(
             heartbeat_s=config.heartbeat_ms / 1000,

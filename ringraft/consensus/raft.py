@@ -26,22 +26,25 @@ from ringraft.consensus.base import (
     Status,
     Unavailable,
 )
+from ringraft.consensus.enrolment import Enrolment
 from ringraft.consensus.entries import EntryMaker
 from ringraft.consensus.handover import Handover
 from ringraft.consensus.leadership import LeadershipFeed
 from ringraft.consensus.logview import read_log
-from ringraft.consensus.opening import open_log
+from ringraft.consensus.opening import open_log, open_roll
 from ringraft.consensus.pace import Pace
 from ringraft.consensus.proposals import Proposals
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.reads import FollowerReads
 from ringraft.consensus.refusals import Refusals
-from ringraft.consensus.replog.codec import AskIndex, Chunk, ChunkTaken, Message, ReadIndex, encode
+from ringraft.consensus.replog.codec import AskIndex, Chunk, ChunkTaken, Introduce, Message, ReadIndex, encode
 from ringraft.consensus.replog.files import LOCAL_DISK, Disk
 from ringraft.consensus.replog.install import Images
-from ringraft.consensus.replog.syncobj import ENTRY, RaftLog
+from ringraft.consensus.replog.seat import Standing
+from ringraft.consensus.replog.syncobj import CHANGE, ENTRY, RaftLog
 from ringraft.consensus.replog.transport import Links, PeerLinks, RevealsSecret
-from ringraft.consensus.standing import Standing
+from ringraft.consensus.roll import Roll, Self
+from ringraft.consensus.view import View
 from ringraft.state.codec import decode_entry
 from ringraft.state.model import Command, Epoch, Outcome
 
@@ -57,7 +60,7 @@ class RaftConsensus:
     def __init__(
         self,
         *,
-        node_id: str,
+        own: Self,
         voters: Mapping[str, str],
         data_dir: Path,
         replicated: Replicated,
@@ -67,32 +70,38 @@ class RaftConsensus:
         clock: Clock,
         rng: random.Random,
         on_failure: Callable[[BaseException], None] | None = None,
+        on_removed: Callable[[], None] | None = None,
         links: Links | None = None,
         disk: Disk = LOCAL_DISK,
     ) -> None:
-        """``voters`` maps every voter's id, this node's too, to ``host:port``.
+        """``voters`` maps the voters that are to found the cluster to ``host:port``, this node too if it is one
+        of them; once the log names voters, they count. Without this node it waits to be added.
 
         ``on_failure`` is told once when this node can no longer take part (a failed disk, a broken
-        invariant): the process should end. ``links`` and ``disk`` stand in for network and machine.
+        invariant), ``on_removed`` when the cluster has removed it: the process should end. ``links`` and
+        ``disk`` stand in for network and machine.
         """
-        if node_id not in voters:
-            raise ValueError(f"node_id {node_id!r} is not among the voters {sorted(voters)}")
-        self._node_id = node_id
-        self._voters = sorted(voters)
+        self._own = own
+        self._node_id = own.node_id
+        self._voters = dict(voters)
         self._data_dir = data_dir
         self._replicated = replicated
         self._config = config
         self._clock = clock
         self._rng = rng
         self._on_failure = on_failure
+        self._on_removed = on_removed
         self._disk = disk
-        peers = {voter: address for voter, address in voters.items() if voter != node_id}
-        self._links: Links = links or PeerLinks(node_id=node_id, peers=peers, cluster_id=cluster_id, secret=secret)
+        self._links: Links = links or PeerLinks(
+            node_id=own.node_id, address=own.address, cluster_id=cluster_id, secret=secret
+        )
+        self._roll: Roll
+        self._enrolment: Enrolment
         self._loop: asyncio.AbstractEventLoop
         self._pace: Pace
         self._log: RaftLog
         self._images: Images
-        self._standing: Standing
+        self._view: View
         self._proposals: Proposals
         self._entries: EntryMaker
         self._reads: FollowerReads
@@ -103,14 +112,14 @@ class RaftConsensus:
         self._snapshot_task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._feed = LeadershipFeed(Leadership(None, Epoch(0, 0)))
-        self._refusals = Refusals(node_id, self._voters, rng)
+        self._refusals = Refusals(own.node_id, lambda: self._roll.voters(), rng)
 
     # Life
 
     async def start(self) -> None:
         """Open the log, apply what is known to be committed, and join the others.
 
-        Raises JournalDamaged, SnapshotDamaged, DiskFailed: the node must not start on this directory.
+        Raises JournalDamaged, SnapshotDamaged, DiskFailed, VoterRemoved: the node must not start on this directory.
         """
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(self._loop, self._clock, self._step)
@@ -120,17 +129,26 @@ class RaftConsensus:
         while self._log.is_behind():
             self._log.apply_some()
             await asyncio.sleep(0)
-        if len(self._voters) > 1:
+        if not self._log.is_alone():
             self._log.wait_anew()
         self._is_running = True
+        self._links.follow(self._roll.addresses())
         self._note_leadership()
         await self._links.start(self)
         self._pace.soon()
 
     def _open(self) -> None:
+        self._roll = open_roll(
+            own=self._own,
+            configured=self._voters,
+            data_dir=self._data_dir,
+            disk=self._disk,
+            clock=self._clock,
+            formation_wait_s=self._config.formation_wait_ms / 1000,
+        )
         opened = open_log(
             node_id=self._node_id,
-            voters=self._voters,
+            electorate=self._roll,
             data_dir=self._data_dir,
             replicated=self._replicated,
             config=self._config,
@@ -152,8 +170,8 @@ class RaftConsensus:
             on_installed=self._on_installed,
             on_failure=self._fail,
         )
-        self._standing = Standing(
-            voters=self._voters,
+        self._view = View(
+            roll=self._roll,
             log=self._log,
             images=self._images,
             replicated=self._replicated,
@@ -167,10 +185,23 @@ class RaftConsensus:
             clock=self._clock,
             commands_max=self._config.entry_commands_max,
             bytes_max=self._config.entry_bytes_max,
+            refusal=lambda command: self._enrolment.refusal(command),
         )
+        self._enrolment = Enrolment(
+            roll=self._roll,
+            log=self._log,
+            clock=self._clock,
+            rng=self._rng,
+            election_s=self._config.election_max_ms / 1000,
+            send=self.send,
+            propose=self._wait_for_entry,
+            has_begun=self._entries.has_begun,
+            stop_sending=self._images.stop_sending,
+        )
+        self._follow_table(opened.log.applied_index())
         self._reads = FollowerReads(log=self._log, first_number=self._rng.getrandbits(40), send=self.send)
         patience_s = self._config.election_max_ms / 1000
-        self._handover = Handover(log=self._log, voters=self._voters, patience_s=patience_s)
+        self._handover = Handover(log=self._log, roll=self._roll, patience_s=patience_s)
         self._is_open = True
 
     async def stop(self) -> None:
@@ -216,7 +247,7 @@ class RaftConsensus:
         return self._log.applied_index()
 
     def status(self) -> Status:
-        return self._standing.status()
+        return self._view.status()
 
     async def watch(self) -> AsyncIterator[Leadership]:
         """Every change of leader or epoch from now on, the present one first."""
@@ -331,10 +362,13 @@ class RaftConsensus:
     def on_messages(self, peer_id: str, messages: list[Message]) -> None:
         if not self._is_running:
             return
-        self._standing.heard(peer_id)
+        self._view.heard(peer_id)
         try:
             for message in messages:
-                self._take(peer_id, message)
+                if isinstance(message, Introduce):
+                    self._enrolment.take(peer_id, message)
+                elif self._enrolment.may_be_heard(peer_id):
+                    self._take(peer_id, message)
         except Exception as error:  # noqa: BLE001 - the top of what a peer drives: logged, and the node stops
             self._fail(error)
         self._pace.soon()
@@ -361,6 +395,7 @@ class RaftConsensus:
         if not self._is_running:
             return
         if is_up:
+            self._enrolment.introduce(peer_id)
             self._log.link_up(peer_id)
         else:
             self._images.stop_sending(peer_id)
@@ -393,14 +428,33 @@ class RaftConsensus:
 
     def apply(self, index: int, term: int, command: bytes) -> None:
         outcomes: tuple[Outcome, ...] = ()
-        if command[:1] == ENTRY:
+        if command[:1] in (ENTRY, CHANGE):
             entry = self._proposals.entry_at(index, term) or decode_entry(command[1:])
             outcomes = self._replicated.apply(index, entry).outcomes
             assert len(outcomes) == len(entry.commands), f"entry {index}: an outcome per command"
         self._proposals.applied(index, term, outcomes, self._log.leader_id())
+        if self._replicated.voter_table is not self._roll.table:
+            self._follow_table(index)
+        self._roll.note_applied(index)
+
+    def _follow_table(self, index: int) -> None:
+        """Entry ``index`` may have changed who keeps the log: quorum, links and this directory's standing follow."""
+        self._roll.take_table(self._replicated.voter_table, index)
+        self._log.follow()
+        if not self._is_running:
+            return
+        self._links.follow(self._roll.addresses())
+        if self._roll.seat.standing == Standing.REMOVED:
+            logger.warning(
+                "this node was removed from the cluster action=removed node=%s index=%d", self._node_id, index
+            )
+            if self._on_removed is not None:
+                self._on_removed()
 
     def _on_installed(self, index: int) -> None:
+        """The state was replaced by a snapshot as of entry ``index``."""
         self._proposals.skipped_to(index)
+        self._follow_table(index)
         self._pace.soon()
 
     # What drives it
@@ -422,6 +476,7 @@ class RaftConsensus:
         log.tick()
         self._note_leadership()
         now_s = self._clock.monotonic_s()
+        self._enrolment.drive(now_s)
         self._proposals.expire(now_s)
         self._handover.drive(now_s)
         if log.is_leader():
@@ -431,9 +486,9 @@ class RaftConsensus:
         self._reads.applied()
         if self._images.is_due() and (self._snapshot_task is None or self._snapshot_task.done()):
             self._snapshot_task = self._loop.create_task(self._make_snapshot())
-        if log.is_behind() or (len(self._voters) == 1 and log.last_index() > log.commit_index()):
+        if log.is_behind() or (log.is_alone() and log.last_index() > log.commit_index()):
             self._pace.soon()
-        ends = (self._proposals.next_deadline_s(), self._handover.until_s())
+        ends = (self._proposals.next_deadline_s(), self._handover.until_s(), self._enrolment.next_deadline_s())
         self._pace.wake_at(min([log.next_deadline_s(), *(end_s for end_s in ends if end_s is not None)]))
 
     async def _make_snapshot(self) -> None:

@@ -18,6 +18,8 @@ class RaftConfig:
     entry_bytes_max: int = 8 * MIB
     entry_commands_max: int = 4096
     segment_bytes: int = 64 * MIB
+    formation_wait_ms: int = 3000
+    """How long a majority of fresh voters waits for the others before it forms a cluster without them."""
 
     def __post_init__(self) -> None:
         if self.election_min_ms <= 3 * self.heartbeat_ms:

@@ -7,7 +7,7 @@ leadership, and still when another's request for a vote was faster than the refu
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 HINT_DELAY_MS = 10
 """A follower whose redial of the leader is refused stands for election this much later …"""
@@ -18,7 +18,7 @@ HINT_STAGGER_MS = 40
 class Refusals:
     """What refused redials mean to one node."""
 
-    def __init__(self, node_id: str, voters: Sequence[str], rng: random.Random) -> None:
+    def __init__(self, node_id: str, voters: Callable[[], Sequence[str]], rng: random.Random) -> None:
         self._node_id = node_id
         self._voters = voters
         self._rng = rng
@@ -33,8 +33,9 @@ class Refusals:
 
     def delay_s(self, peer_id: str) -> float | None:
         """In how many seconds to stand for election, since ``peer_id`` refused a redial; None: it means nothing."""
-        if peer_id != self._leader_id or self._is_taken:
+        voters = [voter for voter in self._voters() if voter != peer_id]
+        if peer_id != self._leader_id or self._is_taken or self._node_id not in voters:
             return None
         self._is_taken = True
-        rank = [voter for voter in self._voters if voter != peer_id].index(self._node_id)
+        rank = voters.index(self._node_id)
         return (HINT_DELAY_MS + rank * HINT_STAGGER_MS + self._rng.uniform(0, HINT_DELAY_MS)) / 1000

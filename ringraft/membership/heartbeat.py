@@ -83,20 +83,38 @@ class HeartbeatMembership:
         self._table = MemberTable(own=own, voters=voters, timers=timers, now_s=self._started_s)
         self._watchers = Watchers()
         self._refusals = Once()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._beats: dict[str, asyncio.Task[None]] = {}
+        self._judging: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to heartbeat and to judge."""
+        self._judging = asyncio.create_task(self._judge(), name="membership-judge")
+        self._beat_others()
+
+    def follow(self, voters: Mapping[str, str]) -> None:
+        """These are the voters from now on, id to ``host:port``: they are sent heartbeats."""
+        own = self._table.own.node_id
+        others = {node_id: address for node_id, address in voters.items() if node_id != own}
+        for node_id in [known for known in self._others if others.get(known) != self._others[known]]:
+            if node_id in self._beats:
+                self._beats.pop(node_id).cancel()
+        self._others = others
+        self._table.follow(voters)
+        if self._judging is not None:
+            self._beat_others()
+
+    def _beat_others(self) -> None:
         for node_id, address in self._others.items():
-            self._tasks.append(asyncio.create_task(self._beat(node_id, address), name=f"heartbeat-{node_id}"))
-        self._tasks.append(asyncio.create_task(self._judge(), name="membership-judge"))
+            if node_id not in self._beats:
+                self._beats[node_id] = asyncio.create_task(self._beat(node_id, address), name=f"heartbeat-{node_id}")
 
     async def stop(self) -> None:
         """Tell the other voters that this node leaves, and end."""
-        for task in self._tasks:
+        tasks = [*self._beats.values(), *([self._judging] if self._judging is not None else [])]
+        self._beats, self._judging = {}, None
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        await asyncio.gather(*tasks, return_exceptions=True)
         own = self._present(left=True)
         farewells = (self._send(node_id, address, own) for node_id, address in self._others.items())
         await asyncio.gather(*farewells)

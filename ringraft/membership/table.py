@@ -94,6 +94,15 @@ class MemberTable:
         self.changes = 0
         """Counts what a reader of the view would notice; ages and loads do not count."""
 
+    def follow(self, voters: Mapping[str, str]) -> None:
+        """These are the voters from now on. Who is one no longer is forgotten once it is silent for long."""
+        for node_id in voters.keys() - self._voters.keys() - self._heard.keys() - {self._own.node_id}:
+            self._silent_voters[node_id] = MemberState.SUSPECT
+        for node_id in self._voters.keys() - voters.keys():
+            self._silent_voters.pop(node_id, None)
+        self._voters = dict(voters)
+        self.changes += 1
+
     @property
     def own(self) -> Report:
         return self._own

@@ -19,6 +19,7 @@ from ringraft.api.connection import Doors, listen
 from ringraft.client import Client
 from ringraft.clock import SystemClock
 from ringraft.consensus.raft import RaftConsensus
+from ringraft.consensus.roll import Self
 from ringraft.membership.base import MemberState
 from ringraft.membership.guest import GuestMembership
 from ringraft.membership.heartbeat import HeartbeatMembership, Leader
@@ -26,7 +27,8 @@ from ringraft.membership.http import HttpTransport
 from ringraft.membership.table import Report, Timers
 from ringraft.metrics import Metrics, Snapshot
 from ringraft.node.archive import Archive
-from ringraft.node.identity import DataDirectory, Identity, StartRefused, derive_cluster_id
+from ringraft.node.identity import DataDirectory, Identity, StartRefused, propose_cluster_id
+from ringraft.node.joining import ask_cluster_id
 from ringraft.node.listener import BACKLOG, address_of, bind
 from ringraft.node.load import SAMPLE_S, Load
 from ringraft.node.logs import begin_logging
@@ -246,20 +248,27 @@ class Node:
         if not self._ended.done():
             self._ended.set_result(code)
 
-    def _voters(self) -> Mapping[str, str]:
+    def _founders(self) -> Mapping[str, str]:
+        """The configured voters; none at a voter that joins."""
         voters = self.settings.cluster.voters
         if list(voters) == [self.settings.node.node_id]:
             return {self.settings.node.node_id: self._address}
         return voters
+
+    def _voters(self) -> Mapping[str, str]:
+        """Who keeps the log and where, as far as this node knows."""
+        return self.voter.addresses() if self.voter is not None else self._founders()
 
     async def _open(self, bound: socket.socket, host: str) -> None:
         settings = self.settings
         self._address = settings.node.advertise or address_of(bound, host)
         self.url = f"http://{self._address}"
         self._directory = directory = DataDirectory.open(settings.node.data_dir.absolute())
-        self.identity = directory.identify(
-            node_id=settings.node.node_id, cluster_id=self._cluster_id(), is_voter=settings.node.is_voter
-        )
+        configured, proposed = settings.cluster.cluster_id, None
+        if settings.node.is_voter and configured is None and directory.cluster_id() is None:
+            founders = self._founders()
+            proposed = propose_cluster_id(founders) if founders else await ask_cluster_id(settings)
+        self.identity = directory.identify(node_id=settings.node.node_id, cluster_id=configured, proposed=proposed)
         self._load = Load(directory.path)
         if settings.node.is_voter:
             await self._open_log(directory)
@@ -297,23 +306,23 @@ class Node:
                     self.metrics.reappeared(was_dead=change.before is MemberState.DEAD)
             seen[node_id] = incarnation
 
-    def _cluster_id(self) -> str | None:
-        """The configured id; else one that all voters of this configuration derive; a single node draws one."""
-        cluster = self.settings.cluster
-        if cluster.cluster_id is not None:
-            return cluster.cluster_id
-        return derive_cluster_id(cluster.voters) if len(cluster.voters) > 1 else None
+    def _removed(self) -> None:
+        """The cluster does without this node: nothing failed, so a supervisor need not start it again."""
+        log.warning("the cluster removed this node, which ends action=node_removed node=%s", self.identity.node_id)
+        self.request_shutdown()
 
     async def _open_log(self, directory: DataDirectory) -> None:
         assert self.identity.cluster_id is not None
         voter = Voter(
             settings=self.settings,
-            voters=self._voters(),
+            own=Self(self.identity.node_id, self._address, self.identity.data_id, self.identity.incarnation),
+            founders=self._founders(),
             cluster_id=self.identity.cluster_id,
             data_dir=directory.path,
             clock=self.clock,
             loops=self.loops,
             on_failure=lambda fault: self.fail(str(fault)),
+            on_removed=self._removed,
         )
         if self.identity.incarnation == 1:
             # A log must never lie in a directory that does not say whose it is.

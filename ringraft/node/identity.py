@@ -24,6 +24,8 @@ IDENTITY_FILE = "cluster.json"
 LOCK_FILE = "lock"
 LOG_DIRECTORIES = ("log", "snapshot")
 """Where a log may lie; without an identity beside it nobody can tell whose it is."""
+SEAT_FILE = "log/seat"
+"""Written once the log has met others; see ``consensus/replog/seat.py``."""
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 
@@ -42,8 +44,13 @@ class Identity:
     incarnation: int
 
 
-def derive_cluster_id(voters: Mapping[str, str]) -> str:
-    """The cluster id that every voter of one configuration agrees on."""
+def propose_cluster_id(voters: Mapping[str, str]) -> str:
+    """The cluster id that all founders of one configuration agree on; a single one draws its own.
+
+    Two clusters of the same names have the same: which of them a log belongs to says its formation id.
+    """
+    if len(voters) == 1:
+        return "c-" + secrets.token_hex(8)
     names = "\n".join(sorted(voter.lower() for voter in voters))
     return "c-" + hashlib.sha256(names.encode()).hexdigest()[:16]
 
@@ -81,34 +88,41 @@ class DataDirectory:
         """Let another process have the directory."""
         os.close(self._lock)
 
-    def identify(self, *, node_id: str, cluster_id: str | None, is_voter: bool) -> Identity:
-        """This start's identity: the stored one with its incarnation + 1, or a new one. Changes nothing yet.
+    def cluster_id(self) -> str | None:
+        """The cluster that this directory belongs to, None while it belongs to none for good.
 
-        ``cluster_id`` is the configured or derived one; None takes whichever is stored. Raises
-        StartRefused for a directory of another node or cluster.
+        A voter's belongs to one once its log has met others (``log/seat``): a list of voters that was
+        corrected before is not held against it. Raises StartRefused.
         """
         stored = self._read()
+        is_settled = not (self.path / LOG_DIRECTORIES[0]).exists() or (self.path / SEAT_FILE).exists()
+        return stored.cluster_id if stored is not None and is_settled else None
+
+    def identify(self, *, node_id: str, cluster_id: str | None, proposed: str | None = None) -> Identity:
+        """This start's identity: the stored one with its incarnation + 1, or a new one. Changes nothing yet.
+
+        ``cluster_id`` is the configured one; ``proposed`` is for a directory that belongs to none yet.
+        Raises StartRefused for a directory of another node or cluster.
+        """
+        stored, settled = self._read(), self.cluster_id()
         if stored is None:
             if any((self.path / name).exists() for name in LOG_DIRECTORIES):
                 raise StartRefused(
                     f"data directory {self.path} holds a log but no {IDENTITY_FILE}, so nobody can tell whose it is; "
                     f"restore that file, or name an empty directory with --data-dir"
                 )
-            if cluster_id is None and is_voter:
-                cluster_id = "c-" + secrets.token_hex(8)
-            return Identity(cluster_id, node_id, secrets.token_hex(16), 1)
+            return Identity(cluster_id or proposed, node_id, secrets.token_hex(16), 1)
         if stored.node_id.lower() != node_id.lower():
             raise StartRefused(
                 f"data directory {self.path} belongs to node {stored.node_id}, not {node_id}; "
                 "name another with --data-dir, or start that node"
             )
-        if cluster_id is not None and stored.cluster_id is not None and stored.cluster_id != cluster_id:
+        if cluster_id is not None and settled is not None and settled != cluster_id:
             raise StartRefused(
-                f"data directory {self.path} belongs to cluster {stored.cluster_id}, not {cluster_id}; "
-                f"name another with --data-dir, or set cluster.cluster_id={stored.cluster_id} "
-                "if only the list of voters changed"
+                f"data directory {self.path} belongs to cluster {settled}, not {cluster_id}; "
+                f"name another with --data-dir, or set cluster.cluster_id={settled}"
             )
-        return replace(stored, cluster_id=stored.cluster_id or cluster_id, incarnation=stored.incarnation + 1)
+        return replace(stored, cluster_id=settled or cluster_id or proposed, incarnation=stored.incarnation + 1)
 
     def save(self, identity: Identity) -> None:
         """Write ``cluster.json`` durably."""

@@ -20,6 +20,7 @@ from ringraft.node.parking import RECLAIM_PAUSE_S, ParkedClaims
 from ringraft.state.commands import Claim
 from ringraft.state.machine import StateMachine
 from ringraft.state.model import Applied, Command, Done, Entry, Outcome, WorkState
+from ringraft.state.records import VoterTable
 
 FINAL_STATES = frozenset({WorkState.COMPLETED.value, WorkState.FAILED.value, WorkState.CANCELLED.value})
 
@@ -122,6 +123,11 @@ class Replica:
     def generation(self) -> int:
         """Of the newest epoch begun."""
         return self.machine.epoch.generation
+
+    @property
+    def voter_table(self) -> VoterTable:
+        """Who keeps the log, as of the newest entry applied."""
+        return self.machine.voter_table
 
     def apply(self, index: int, entry: Entry) -> Applied:
         """Apply one entry and tell everyone who waits for what it did."""

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from ringraft.clock import Clock
 from ringraft.consensus.base import ProposalError, Role
+from ringraft.consensus.opening import VoterRemoved
 from ringraft.consensus.raft import RaftConsensus
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.files import DiskFailed
 from ringraft.consensus.replog.recovery import JournalDamaged
 from ringraft.consensus.replog.snapshot import SnapshotDamaged
+from ringraft.consensus.roll import Self
 from ringraft.membership.heartbeat import HeartbeatMembership
 from ringraft.node.archive import Archive, ArchiveDamaged
 from ringraft.node.backlog import Backlog
@@ -26,6 +28,8 @@ from ringraft.node.replica import Replica
 from ringraft.node.sealed import seal, unseal
 from ringraft.settings.tree import Settings
 from ringraft.state.machine import StateMachine
+from ringraft.state.model import Applied
+from ringraft.state.records import VoterTable
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +52,19 @@ class Voter:
         self,
         *,
         settings: Settings,
-        voters: Mapping[str, str],
+        own: Self,
+        founders: Mapping[str, str],
         cluster_id: str,
         data_dir: Path,
         clock: Clock,
         loops: Loops,
         on_failure: Callable[[BaseException], None],
+        on_removed: Callable[[], None],
     ) -> None:
+        """``founders`` are the configured voters; none at a node that joins a cluster."""
+        self._founders = dict(founders)
+        self._table: VoterTable | None = None
+        self._membership: HeartbeatMembership | None = None
         self._node_id = settings.node.node_id
         self._loops = loops
         self._clock = clock
@@ -75,8 +85,8 @@ class Voter:
         )
         raft = settings.raft
         self.consensus = RaftConsensus(
-            node_id=self._node_id,
-            voters=voters,
+            own=own,
+            voters=founders,
             data_dir=data_dir,
             replicated=self.replica,
             config=RaftConfig(
@@ -87,6 +97,7 @@ class Voter:
                 entry_bytes_max=raft.entry_bytes_max,
                 entry_commands_max=raft.entry_commands_max,
                 segment_bytes=raft.segment_bytes,
+                formation_wait_ms=raft.formation_wait_ms,
             ),
             secret=settings.auth.secret,
             cluster_id=cluster_id,
@@ -94,10 +105,36 @@ class Voter:
             # Only to spread elections: nothing in it needs to be repeatable or secret.
             rng=random.Random(),
             on_failure=on_failure,
+            on_removed=on_removed,
         )
         self.replica.attach(self.consensus)
         self.elections = Elections(clock)
         self.replica.listen(self.elections.applied)
+        self.replica.listen(self._follow_voters)
+
+    def addresses(self) -> Mapping[str, str]:
+        """Who keeps the log, by id: as the log says, or as configured before it says anything."""
+        table = self.replica.voter_table.voters
+        return {record.node_id: record.address for record in table.values()} or self._founders
+
+    def _follow_voters(self, _applied: Applied | None = None) -> None:
+        """Let heartbeats go to those who keep the log now; say once how they differ from the configuration."""
+        table = self.replica.voter_table
+        if table is self._table or not table.voters or self._membership is None:
+            return
+        if self._table is None:
+            self._compare_with_configuration(set(table.voters))
+        self._table = table
+        self._membership.follow(self.addresses())
+
+    def _compare_with_configuration(self, known: set[str]) -> None:
+        configured = set(self._founders)
+        if configured and known != configured:
+            log.warning(
+                "the log names other voters than the configuration, the log's count action=voters_differ "
+                "only_in_log=%s only_configured=%s",
+                ",".join(sorted(known - configured)) or "-", ",".join(sorted(configured - known)) or "-",
+            )  # fmt: skip
 
     async def open(self) -> None:
         """Open the archive and replay the log. Raises StartRefused."""
@@ -114,6 +151,8 @@ class Voter:
 
     def begin(self, membership: HeartbeatMembership) -> None:
         """Take up what runs in the background."""
+        self._membership = membership
+        self._follow_voters()
         duties = Duties(
             node_id=self._node_id,
             replica=self.replica,
@@ -153,7 +192,7 @@ class Voter:
     async def _replay(self) -> None:
         try:
             await self.consensus.start()
-        except (JournalDamaged, SnapshotDamaged, DiskFailed) as fault:
+        except (JournalDamaged, SnapshotDamaged, DiskFailed, VoterRemoved) as fault:
             raise StartRefused(str(fault)) from fault
 
     async def _follow_leadership(self) -> None:

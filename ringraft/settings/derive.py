@@ -116,11 +116,6 @@ def _derive_roles(values: Values) -> None:
             values.warnings.append(f"node {node_id} is not in cluster.voters ({', '.join(voters)}), so it is a worker")
         if roles and not said_voter and votes:
             values.warnings.append(f"node {node_id} is in cluster.voters, so it votes")
-    elif join and said_voter:
-        votes = False
-        values.faults.append(
-            "a voter does not join: name all voters with --peers n1=host:port,… (or cluster.voters) on each of them"
-        )
     else:
         votes = said_voter or (not join and not roles)
     works = NodeRole.WORKER in roles or not votes
@@ -132,7 +127,7 @@ def _derive_roles(values: Values) -> None:
 def _derive_addresses(values: Values) -> None:
     node_id, bind = values.by_key["node.node_id"], values.by_key["node.bind"]
     voters = values.by_key["cluster.voters"]
-    if not voters and NodeRole.VOTER in values.by_key["node.roles"]:
+    if not voters and NodeRole.VOTER in values.by_key["node.roles"] and not values.by_key["cluster.join"]:
         voters = {node_id: values.by_key["node.advertise"] or bind}
         values.derive("cluster.voters", voters, "alone")
     own = voters.get(node_id)

@@ -202,6 +202,7 @@ class RaftSettings:
     entry_bytes_max: Annotated[int, Range(MIB, 15 * MIB)]
     entry_commands_max: Annotated[int, Range(1, TOKENS_PER_ENTRY)]
     segment_bytes: Annotated[int, Range(64 * 1024, 1024 * MIB)]
+    formation_wait_ms: Annotated[int, Range(0, 600_000)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from ringraft.state.model import (
     Outcome,
     Rejected,
 )
-from ringraft.state.records import AgendaRecord, ClassRecord, Item, KeyRecord, NodeRecord, VoterRecord
+from ringraft.state.records import AgendaRecord, ClassRecord, Item, KeyRecord, NodeRecord, VoterTable
 from ringraft.state.tables import At, Decision, News, Tables
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,8 @@ class StateMachine:
         self._events: list[Event] = []
         self.alarms = 0
         """Decider bugs that were contained since this process has begun."""
+        self.voter_table = _voter_table(self._tables)
+        """Who keeps the log."""
         self._digest.touch("limits", None, self._tables.limits)
 
     # -- applying ----------------------------------------------------------------------------------------------
@@ -266,6 +268,7 @@ class StateMachine:
             tables.voters_index = at.index
         if decision.formation_id is not None:
             tables.formation_id = decision.formation_id
+        self.voter_table = _voter_table(tables)
 
     def _keep_classes(self) -> None:
         """A class is there while it has live items; one that gets ready items again takes its turns from now on,
@@ -415,10 +418,6 @@ class StateMachine:
         """Every known node by its id."""
         return {record.node_id: record for record in self._tables.nodes.values()}
 
-    def voters(self) -> dict[str, VoterRecord]:
-        """Who keeps the log, by its id; empty until the cluster is formed."""
-        return {record.node_id: record for record in self._tables.voters.values()}
-
     def item(self, work_id: str) -> dict[str, Any] | None:
         """The item in the API's shape, or None."""
         found = self._tables.item(work_id)
@@ -484,4 +483,10 @@ class Restoring:
         """The machine that ``snapshot`` was taken of. Raises CodecError when the image is damaged."""
         self._reader.end()
         self._machine._digest = self._reader.digest
+        self._machine.voter_table = _voter_table(self._machine._tables)
         return self._machine
+
+
+def _voter_table(tables: Tables) -> VoterTable:
+    voters = {record.node_id: record for record in tables.voters.values()}
+    return VoterTable(voters, tables.formation_id, tables.voters_index)

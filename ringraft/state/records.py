@@ -7,6 +7,7 @@ named tuple, which takes a quarter of the time that a frozen dataclass takes to 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
 from typing import NamedTuple
 
@@ -165,6 +166,16 @@ class VoterRecord:
     command_version: int = 0
     """The newest version of commands that its program knows; 0: it has not said."""
     changed_wall_ms: int = 0
+
+
+class VoterTable(NamedTuple):
+    """Who keeps the log, as of one instant; another object as soon as any of it changes."""
+
+    voters: Mapping[str, VoterRecord]
+    """By id; empty until the cluster is formed."""
+    formation_id: str
+    changed_index: int
+    """The entry that changed the voters last: the basis of the next change."""
 
 
 @record

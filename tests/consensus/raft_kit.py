@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import heapq
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +18,12 @@ from ringraft.consensus.raft import RaftConsensus
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.codec import Message, decode_all
 from ringraft.consensus.replog.transport import LinkListener
+from ringraft.consensus.roll import Self
+from ringraft.state.codec import COMMAND_VERSION
 from ringraft.state.commands import Cancel
-from ringraft.state.model import Applied, Command, Done, Entry
+from ringraft.state.machine import StateMachine
+from ringraft.state.model import Applied, Command, Done, Entry, Outcome
+from ringraft.state.records import VoterTable
 from tests.consensus.memory_disk import MemoryDisk
 
 T = TypeVar("T")
@@ -85,30 +89,36 @@ class LoopClock:
 
 
 class Notes:
-    """A Replicated that remembers what it was told: the ids of Cancel commands, in order."""
+    """A Replicated that remembers what it was told: the ids of Cancel commands, in order. Voters are the machine's."""
 
     def __init__(self) -> None:
+        self.machine = StateMachine(strict=True)
         self.log_ms = 0
         self.generation = 0
         self.notes: list[str] = []
         self.entries: list[tuple[int, Entry]] = []
         self.restored = 0
 
+    @property
+    def voter_table(self) -> VoterTable:
+        return self.machine.voter_table
+
     def apply(self, index: int, entry: Entry) -> Applied:
         assert not self.entries or index > self.entries[-1][0], "an entry was applied twice, or out of order"
         assert entry.log_ms >= self.log_ms, "log time went back"
         self.entries.append((index, entry))
         self.log_ms = entry.log_ms
-        outcomes = []
-        for command in entry.commands:
+        outcomes: list[Outcome] = []
+        for command, outcome in zip(entry.commands, self.machine.apply(index, entry).outcomes, strict=True):
             if isinstance(command.op, Cancel):
                 self.notes.append(str(command.op.work_id))
-            outcomes.append(Done({"count": len(self.notes), "index": index}))
+                outcome = Done({"count": len(self.notes), "index": index})
+            outcomes.append(outcome)
         return Applied(tuple(outcomes), ())
 
     def snapshot(self) -> Iterator[bytes]:
         notes, log_ms = list(self.notes), self.log_ms
-        yield msgpack.packb(log_ms)
+        yield msgpack.packb([log_ms, b"".join(self.machine.snapshot())])
         for start in range(0, len(notes), 10):
             yield msgpack.packb(notes[start : start + 10])
 
@@ -132,7 +142,9 @@ class Rebuilding:
 
     def replace(self) -> Iterator[None]:
         state = self.state
-        state.log_ms, state.notes = self.pieces[0], [note for piece in self.pieces[1:] for note in piece]
+        state.log_ms, image = self.pieces[0]
+        state.machine = StateMachine.restore([image], strict=True)
+        state.notes = [note for piece in self.pieces[1:] for note in piece]
         state.entries = []
         state.restored += 1
         return iter(())
@@ -155,7 +167,10 @@ class Network:
         """Returns False for a message that gets lost."""
 
     def is_open(self, source: str, target: str) -> bool:
-        return source in self.nodes and target in self.nodes and (source, target) not in self.cut
+        """Both run, know each other, and nothing is cut. What is on the way to one that forgets the sender arrives."""
+        if source not in self.nodes or target not in self.nodes or (source, target) in self.cut:
+            return False
+        return source in self.nodes[target].peers or target in self.nodes[source].up
 
     def refresh(self) -> None:
         """Tell every node which of its links are up, a moment later."""
@@ -195,6 +210,14 @@ class MemoryLinks:
     async def stop(self) -> None:
         self.vanish(refuses=False)
 
+    def follow(self, peers: Mapping[str, str]) -> None:
+        gone = [peer for peer in self.peers if peer not in peers]
+        self.peers = list(peers)
+        if self.listener is not None:
+            for peer in gone:
+                self.network.loop.call_later(0.01, self.look, peer)
+            self.network.refresh()
+
     def vanish(self, *, refuses: bool) -> None:
         if self.network.nodes.get(self.node_id) is not self:
             return
@@ -207,7 +230,7 @@ class MemoryLinks:
 
     def look(self, peer: str) -> None:
         """Notice whether the way to ``peer`` is open."""
-        is_up = self.network.is_open(self.node_id, peer)
+        is_up = peer in self.peers and self.network.is_open(self.node_id, peer)
         if self.listener is None or is_up == (peer in self.up):
             return
         self.generation += 1
@@ -260,6 +283,13 @@ class Cluster:
         self.disks = {name: MemoryDisk() for name in self.names}
         self.nodes: dict[str, RaftConsensus] = {}
         self.states: dict[str, Notes] = {}
+        self.founders = list(self.names)
+        """The configured voters; others join."""
+        self.data_ids = {name: f"{name}-1" for name in self.names}
+        self.incarnations = dict.fromkeys(self.names, 0)
+        self.versions: dict[str, int] = {}
+        """The newest command version of a node that is not of this one."""
+        self.removed: set[str] = set()
         self.failures: dict[str, BaseException] = {}
         self.expected_failures = False
 
@@ -267,9 +297,11 @@ class Cluster:
         for name in names or [name for name in self.names if name not in self.nodes]:
             assert name not in self.nodes, f"{name} runs already"
             self.states[name] = state = Notes()
+            self.incarnations[name] += 1
+            version = self.versions.get(name, COMMAND_VERSION)
             self.nodes[name] = node = RaftConsensus(
-                node_id=name,
-                voters={voter: f"{voter}:1" for voter in self.names},
+                own=Self(name, f"{name}:1", self.data_ids[name], self.incarnations[name], version),
+                voters={voter: f"{voter}:1" for voter in self.founders} if name in self.founders else {},
                 data_dir=DIRECTORY,
                 replicated=state,
                 config=self.config,
@@ -278,10 +310,18 @@ class Cluster:
                 clock=LoopClock(self.loop),
                 rng=random.Random(self.rng.random()),
                 on_failure=lambda error, name=name: self.failures.__setitem__(name, error),  # type: ignore[misc]
-                links=MemoryLinks(self.network, name, self.names),
+                on_removed=lambda name=name: self.removed.add(name),  # type: ignore[misc]
+                links=MemoryLinks(self.network, name, []),
                 disk=self.disks[name],
             )
             await node.start()
+
+    def wipe(self, name: str) -> None:
+        """Somebody emptied the directory of a node that does not run."""
+        assert name not in self.nodes
+        self.disks[name] = MemoryDisk()
+        self.data_ids[name] = f"{name}-{int(self.data_ids[name].split('-')[1]) + 1}"
+        self.incarnations[name] = 0
 
     def kill(self, name: str, *, refuses: bool = True) -> None:
         """As kill -9: nothing is said, nothing more is written."""
@@ -311,10 +351,13 @@ class Cluster:
         return "\n" + "\n".join(str(node.status()) for node in self.nodes.values())
 
     def leader_now(self) -> str | None:
-        """The leader of the newest term that a majority follows."""
+        """The leader of the newest term that a majority follows, once the log names the voters and enters nothing."""
         for name, node in self.nodes.items():
-            followers = [other for other in self.nodes.values() if other.status().leader_id == name]
-            if node.status().role == "leader" and len(followers) * 2 > len(self.names):
+            if not node.status().role == "leader" or not node._roll.is_formed or node._enrolment._under_way is not None:
+                continue
+            followers = [other for other, its in self.nodes.items() if its.status().leader_id == name]
+            voters = [voter.node_id for voter in node.status().voters]
+            if len([n for n in followers if n in voters]) * 2 > len(voters):
                 return name
         return None
 

@@ -18,6 +18,7 @@ from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog import transport
 from ringraft.consensus.replog.codec import Message, TimeoutNow, encode
 from ringraft.consensus.replog.transport import HandshakeError, PeerLinks
+from ringraft.consensus.roll import Self
 from ringraft.state.model import Done
 from tests.consensus.raft_kit import Notes, note
 
@@ -92,7 +93,9 @@ def links(name: str, ports: list[int], *, secret: str | None = "s", cluster: str
     own = int(name[1:]) - 1
     peers = {peer: address for peer, address in addresses.items() if peer != name}
     key = None if secret is None else Secret(secret)
-    return Served(PeerLinks(node_id=name, peers=peers, cluster_id=cluster, secret=key), ports[own])
+    made = PeerLinks(node_id=name, address=addresses[name], cluster_id=cluster, secret=key)
+    made.follow(peers)
+    return Served(made, ports[own])
 
 
 async def test_two_peers_link_both_ways_and_messages_keep_their_order() -> None:
@@ -162,10 +165,11 @@ async def raw(served: Served) -> aiohttp.ClientWebSocketResponse:
     [
         b"\xc1 garbage",
         msgpack.packb([1, 2]),
-        msgpack.packb({"version": 1}),
-        msgpack.packb({"version": 1, "cluster": "c", "from": "n2", "to": "n1", "nonce": b"short"}),
-        msgpack.packb({"version": 1, "cluster": "c", "from": "n9", "to": "n1", "nonce": b"n" * 16}),
-        msgpack.packb({"version": 1, "cluster": "c", "from": ["n2"], "to": "n1", "nonce": b"n" * 16}),
+        msgpack.packb({"version": 2}),
+        msgpack.packb({"version": 2, "cluster": "c", "from": "n2", "to": "n1", "nonce": b"short"}),
+        msgpack.packb({"version": 2, "cluster": "c", "from": "n9", "to": "n1", "nonce": b"n" * 16}),
+        msgpack.packb({"version": 2, "cluster": "c", "from": ["n2"], "to": "n1", "nonce": b"n" * 16}),
+        msgpack.packb({"version": 2, "cluster": "c", "from": "n2", "to": "n1", "nonce": b"n" * 16}),
         msgpack.packb({"version": 9, "cluster": "c", "from": "n2", "to": "n1", "nonce": b"n" * 16}),
         b"x" * 100_000,
     ],
@@ -182,7 +186,7 @@ async def test_a_greeting_that_does_not_fit_ends_the_connection(one: Served, gre
 
 async def test_messages_before_the_proof_do_not_count(one: Served) -> None:
     dialled = await raw(one)
-    hello = {"version": 1, "cluster": "c", "from": "n2", "to": "n1", "nonce": b"n" * 16}
+    hello = {"version": 2, "cluster": "c", "from": "n2", "to": "n1", "address": "a:1", "nonce": b"n" * 16}
     await dialled.send_bytes(msgpack.packb(hello))
     assert "nonce" in msgpack.unpackb((await dialled.receive()).data)
     await dialled.send_bytes(encode(TimeoutNow(1)))
@@ -195,7 +199,7 @@ async def test_messages_before_the_proof_do_not_count(one: Served) -> None:
 
 async def proven(served: Served) -> aiohttp.ClientWebSocketResponse:
     dialled = await raw(served)
-    other = PeerLinks(node_id="n2", peers={"n1": "127.0.0.1:1"}, cluster_id="c", secret=Secret("s"))
+    other = PeerLinks(node_id="n2", address="127.0.0.1:1", cluster_id="c", secret=Secret("s"))
     await other._prove_dialling(dialled, "n1")
     return dialled
 
@@ -255,16 +259,16 @@ async def test_a_link_that_fell_too_far_behind_comes_back(monkeypatch: pytest.Mo
 
 
 async def test_the_proof_depends_on_every_part() -> None:
-    links_of = PeerLinks(node_id="n1", peers={}, cluster_id="c", secret=Secret("s"))
+    links_of = PeerLinks(node_id="n1", address="a:1", cluster_id="c", secret=Secret("s"))
     good = links_of._proof(b"dial", "n1", "n2", b"a" * 16, b"b" * 16)
     others = [
         links_of._proof(b"accept", "n1", "n2", b"a" * 16, b"b" * 16),
         links_of._proof(b"dial", "n2", "n1", b"a" * 16, b"b" * 16),
         links_of._proof(b"dial", "n1", "n2", b"b" * 16, b"a" * 16),
-        PeerLinks(node_id="n1", peers={}, cluster_id="d", secret=Secret("s"))._proof(
+        PeerLinks(node_id="n1", address="a:1", cluster_id="d", secret=Secret("s"))._proof(
             b"dial", "n1", "n2", b"a" * 16, b"b" * 16
         ),
-        PeerLinks(node_id="n1", peers={}, cluster_id="c", secret=Secret("t"))._proof(
+        PeerLinks(node_id="n1", address="a:1", cluster_id="c", secret=Secret("t"))._proof(
             b"dial", "n1", "n2", b"a" * 16, b"b" * 16
         ),
     ]
@@ -276,10 +280,10 @@ async def test_the_proof_depends_on_every_part() -> None:
 class RealNode:
     """A RaftConsensus with its server."""
 
-    def __init__(self, name: str, voters: dict[str, str], directory: Path) -> None:
+    def __init__(self, name: str, voters: dict[str, str], directory: Path, incarnation: int = 1) -> None:
         self.state = Notes()
         self.consensus = RaftConsensus(
-            node_id=name,
+            own=Self(name, voters[name], f"{name}-1", incarnation),
             voters=voters,
             data_dir=directory / name,
             replicated=self.state,
@@ -330,7 +334,7 @@ async def test_a_real_cluster_loses_its_leader_and_takes_it_back(tmp_path: Path)
     await nodes.pop(leader).stop()
     for number in range(100):
         await write(nodes, f"b{number}")
-    nodes[leader] = RealNode(leader, voters, tmp_path)
+    nodes[leader] = RealNode(leader, voters, tmp_path, 2)
     await nodes[leader].start()
     await write(nodes, "last")
     expected = [*(f"a{number}" for number in range(30)), *(f"b{number}" for number in range(100)), "last"]
@@ -339,7 +343,7 @@ async def test_a_real_cluster_loses_its_leader_and_takes_it_back(tmp_path: Path)
     assert nodes[leader].consensus.applied_index >= index
     for node in nodes.values():
         await node.stop()
-    nodes = {name: RealNode(name, voters, tmp_path) for name in voters}
+    nodes = {name: RealNode(name, voters, tmp_path, 3) for name in voters}
     for node in nodes.values():
         await node.start()
     await write(nodes, "after all")

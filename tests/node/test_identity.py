@@ -4,15 +4,15 @@ import json
 
 import pytest
 
-from ringraft.node.identity import DataDirectory, StartRefused, derive_cluster_id
+from ringraft.node.identity import DataDirectory, StartRefused, propose_cluster_id
 
 VOTERS = {"n1": "h:1", "n2": "h:2", "n3": "h:3"}
 
 
-def start(path, node_id="n1", cluster_id=None, is_voter=True):
+def start(path, node_id="n1", cluster_id=None, proposed=None):
     directory = DataDirectory.open(path)
     try:
-        identity = directory.identify(node_id=node_id, cluster_id=cluster_id, is_voter=is_voter)
+        identity = directory.identify(node_id=node_id, cluster_id=cluster_id, proposed=proposed)
         directory.save(identity)
     finally:
         directory.close()
@@ -31,8 +31,8 @@ def test_the_incarnation_rises_at_each_start_and_the_rest_stays(tmp_path):
 def test_identifying_changes_nothing_until_it_is_saved(tmp_path):
     start(tmp_path)
     directory = DataDirectory.open(tmp_path)
-    assert directory.identify(node_id="n1", cluster_id=None, is_voter=True).incarnation == 2
-    assert directory.identify(node_id="n1", cluster_id=None, is_voter=True).incarnation == 2
+    assert directory.identify(node_id="n1", cluster_id=None).incarnation == 2
+    assert directory.identify(node_id="n1", cluster_id=None).incarnation == 2
     directory.close()
 
 
@@ -90,19 +90,29 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_voters_of_one_configuration_agree_on_the_cluster_id():
-    assert derive_cluster_id(VOTERS) == derive_cluster_id(dict(reversed(VOTERS.items())))
-    assert derive_cluster_id(VOTERS) == derive_cluster_id({voter: "elsewhere:9" for voter in VOTERS})
-    assert derive_cluster_id(VOTERS) != derive_cluster_id({**VOTERS, "n4": "h:4"})
+    assert propose_cluster_id(VOTERS) == propose_cluster_id(dict(reversed(VOTERS.items())))
+    assert propose_cluster_id(VOTERS) == propose_cluster_id({voter: "elsewhere:9" for voter in VOTERS})
+    assert propose_cluster_id(VOTERS) != propose_cluster_id({**VOTERS, "n4": "h:4"})
 
 
-def test_two_single_nodes_are_two_clusters(tmp_path):
-    assert start(tmp_path / "a").cluster_id != start(tmp_path / "b").cluster_id
+def test_two_single_nodes_are_two_clusters():
+    assert propose_cluster_id({"n1": "h:1"}) != propose_cluster_id({"n1": "h:1"})
+
+
+def test_a_log_that_has_met_no_other_does_not_bind_its_directory_to_a_cluster(tmp_path):
+    assert start(tmp_path, proposed="c-first").cluster_id == "c-first"
+    (tmp_path / "log").mkdir()
+    assert start(tmp_path, proposed="c-corrected").cluster_id == "c-corrected"
+    (tmp_path / "log" / "seat").write_bytes(b"")
+    assert start(tmp_path, proposed="c-other").cluster_id == "c-corrected"
+    with pytest.raises(StartRefused, match="belongs to cluster c-corrected"):
+        start(tmp_path, cluster_id="c-other")
 
 
 def test_a_worker_learns_its_cluster_and_keeps_to_it(tmp_path):
-    first = start(tmp_path, is_voter=False)
+    first = start(tmp_path)
     assert first.cluster_id is None
-    assert start(tmp_path, cluster_id="c", is_voter=False).cluster_id == "c"
-    assert start(tmp_path, is_voter=False).cluster_id == "c"
+    assert start(tmp_path, cluster_id="c").cluster_id == "c"
+    assert start(tmp_path).cluster_id == "c"
     with pytest.raises(StartRefused):
-        start(tmp_path, cluster_id="d", is_voter=False)
+        start(tmp_path, cluster_id="d")

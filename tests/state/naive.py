@@ -264,11 +264,11 @@ class NaiveQueue:
         record = self._voter(op)
         if record.data_id and record.data_id != op.data_id:
             raise Refused("conflict")
+        if record.data_id == op.data_id and record.incarnation > op.incarnation:
+            raise Refused("conflict")
         return self._says(record, op, record.is_voter)
 
     def _says(self, record: VoterRecord, op: Any, is_voter: bool) -> Done:
-        if record.data_id == op.data_id and record.incarnation > op.incarnation:
-            raise Refused("conflict")
         said = (op.address or record.address, op.data_id, op.incarnation, is_voter, op.command_version)
         known = (record.address, record.data_id, record.incarnation, record.is_voter, record.command_version)
         self.voters[op.node_id.lower()] = VoterRecord(record.node_id, *said)

@@ -555,7 +555,10 @@ class QueueBesideModel(RuleBasedStateMachine):
             assert self.machine.could_claim(op) == bool(self.model.room(op) and self.model.claimable(op))
 
     def voters_are_the_same(self) -> None:
-        seen = {name: dataclasses.replace(record, changed_wall_ms=0) for name, record in self.machine.voters().items()}
+        seen = {
+            name: dataclasses.replace(record, changed_wall_ms=0)
+            for name, record in self.machine.voter_table.voters.items()
+        }
         expected = {one.node_id: dataclasses.replace(one, changed_wall_ms=0) for one in self.model.voters.values()}
         assert seen == expected
         assert self.machine.tables.voters_index == self.model.voters_index

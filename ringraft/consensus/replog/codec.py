@@ -16,6 +16,8 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024
 """The largest WebSocket message taken from a peer; twice the largest log entry."""
 
 INTEGER_MAX = 2**63 - 1
+TEXT_MAX = 512
+"""Ids and addresses are far shorter."""
 
 
 class WireError(Exception):
@@ -104,10 +106,32 @@ class ReadIndex(NamedTuple):
     read_index: int
 
 
-Message = RequestVote | Vote | TimeoutNow | Append | Appended | Chunk | ChunkTaken | AskIndex | ReadIndex
+class Introduce(NamedTuple):
+    """Who the sender is and what it may do: the first message on every link, and again when that changes."""
+
+    standing: int
+    """A ``seat.Standing``."""
+    has_met_log: bool
+    """It holds entries, or knows of a log: the cluster exists."""
+    data_id: str
+    incarnation: int
+    command_version: int
+    address: str
+    """``host:port`` where it wants to be reached."""
+    formation_id: str
+    your_data_id: str
+    """The receiver's directory, as the sender's table has it; empty: it has none."""
+    your_incarnation: int
+    applied_index: int
+    """The newest entry that the sender has applied."""
+    asks: bool
+    """The sender does not know the receiver, and wants to be answered."""
+
+
+Message = RequestVote | Vote | TimeoutNow | Append | Appended | Chunk | ChunkTaken | AskIndex | ReadIndex | Introduce
 
 _KINDS: tuple[type[Message], ...] = (
-    RequestVote, Vote, TimeoutNow, Append, Appended, Chunk, ChunkTaken, AskIndex, ReadIndex,
+    RequestVote, Vote, TimeoutNow, Append, Appended, Chunk, ChunkTaken, AskIndex, ReadIndex, Introduce,
 )  # fmt: skip
 """A kind's number is its place; places never change."""
 
@@ -122,6 +146,7 @@ _FIELD_TYPES: tuple[tuple[type, ...], ...] = (
     (int, int, int, bool),
     (int, int),
     (int, int, int),
+    (int, bool, str, int, int, str, str, str, int, int, bool),
 )
 
 
@@ -164,6 +189,8 @@ def _message(fields: Any) -> Message:
             raise WireError(f"{kind.__name__}.{name} is {type(value).__name__}, not {wanted.__name__}")
         if type(value) is int and not 0 <= value <= INTEGER_MAX:
             raise WireError(f"{kind.__name__}.{name} is {value}, not in 0..{INTEGER_MAX}")
+        if type(value) is str and len(value) > TEXT_MAX:
+            raise WireError(f"{kind.__name__}.{name} has {len(value)} characters, more than {TEXT_MAX}")
     if kind is Append:
         fields[-1] = tuple(_entry(pair) for pair in fields[-1])
     message: Message = kind(*fields[1:])

@@ -193,6 +193,25 @@ class Votes:
         return True
 
 
+@dataclass(slots=True)
+class Changes:
+    """Where the log holds changes of the voters: the two newest are all that matters."""
+
+    newest: int = 0
+    before: int = 0
+
+    def add(self, index: int) -> int:
+        """Note a change; returns the one before it, which is committed, or 0."""
+        if index > self.newest:
+            self.before, self.newest = self.newest, index
+        return self.before
+
+    def cut(self, index: int) -> None:
+        """The log was cut from ``index`` on. The change before the newest is committed, so it stays."""
+        if self.newest >= index:
+            self.newest, self.before = self.before, 0
+
+
 def quorum_size(voters: Iterable[str]) -> int:
     """A majority of the configured voters; nothing ever lowers it."""
     return len(set(voters)) // 2 + 1

@@ -51,6 +51,17 @@ class Followers:
         next_index = self._leader.last_index() + 1
         self.progress = {peer_id: Progress(next_index) for peer_id in peer_ids}
 
+    def add(self, peer_id: str) -> None:
+        """Another follower, or one whose copy is void: nothing is known of its log."""
+        self.progress[peer_id] = Progress(self._leader.last_index() + 1)
+
+    def part_with(self, peer_id: str) -> None:
+        """A follower goes; it is told last what is committed, its own going included."""
+        progress = self.progress.pop(peer_id, None)
+        if progress is not None and progress.mode is Mode.STREAM and self._leader.is_linked(peer_id):
+            self._send_entries(peer_id, progress, progress.next_index, limit=0)
+            self._frames.clear()
+
     def link_up(self, peer_id: str) -> None:
         self.progress[peer_id].link_changed()
         self._send_to(peer_id, heartbeat=True)

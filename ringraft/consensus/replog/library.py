@@ -63,6 +63,30 @@ class LogHost(Protocol):
         ...
 
 
+class Electorate(Protocol):
+    """Who votes, as the log asks (``roll.py``)."""
+
+    def voters(self) -> list[str]:
+        """Every voter, this node too if it is one: a majority of these decides."""
+        ...
+
+    def addresses(self) -> Mapping[str, str]:
+        """Everybody else who keeps the log, learners too."""
+        ...
+
+    def counts(self, peer_id: str) -> bool:
+        """Whether a vote or an acknowledgement of this peer counts."""
+        ...
+
+    def may_vote(self) -> bool:
+        """Whether this directory's own vote and copy count."""
+        ...
+
+    def may_stand(self) -> bool:
+        """Whether this node may stand for election."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Seconds. The election time-out is drawn anew from its range each time."""

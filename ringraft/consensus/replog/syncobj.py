@@ -34,6 +34,8 @@ from ringraft.clock import Clock
 from ringraft.consensus.base import Role
 from ringraft.consensus.replog.codec import Append, Appended, Message, RequestVote, TimeoutNow, Vote, encode
 from ringraft.consensus.replog.filter import (
+    Changes,
+    LogRecord,
     Mismatch,
     Progress,
     SafetyViolation,
@@ -42,7 +44,7 @@ from ringraft.consensus.replog.filter import (
     quorum_size,
 )
 from ringraft.consensus.replog.followers import Followers
-from ringraft.consensus.replog.library import Ambient, BareSyncObj, LogHost, LogStore, Timing
+from ringraft.consensus.replog.library import Ambient, BareSyncObj, Electorate, LogHost, LogStore, Timing
 from ringraft.consensus.replog.recovery import LogEntry
 from ringraft.consensus.replog.snapshot import Base
 
@@ -50,6 +52,8 @@ logger = logging.getLogger(__name__)
 
 ENTRY = b"\x00"
 """First byte of a command that is an Entry of ours; the library's own commands begin otherwise."""
+CHANGE = b"\x10"
+"""The same, of an Entry that may change the voters: found in the log without reading the entry."""
 
 COMMIT_NOTICE_MS = 5
 """A commit without a following entry is told after this long: an entry that follows at once carries it."""
@@ -65,7 +69,7 @@ class RaftLog(BareSyncObj):
         self,
         *,
         node_id: str,
-        voters: Iterable[str],
+        electorate: Electorate,
         journal: LogStore,
         timing: Timing,
         clock: Clock,
@@ -81,15 +85,19 @@ class RaftLog(BareSyncObj):
         self._journal = journal
         self._votes = Votes()
         self._commit_notice_s: float | None = None
-        self._nodes = {voter: Node(voter) for voter in voters if voter != node_id}
-        self._quorum = quorum_size([node_id, *self._nodes])
+        self._electorate = electorate
+        self._nodes = {peer_id: Node(peer_id) for peer_id in electorate.addresses()}
+        others = [self._nodes[voter] for voter in electorate.voters() if voter != node_id]
+        self._quorum = quorum_size(electorate.voters())
         self._followers = Followers(leader=self, journal=journal, host=host)
         self._enter()
-        super().__init__(self_node=Node(node_id), others=self._nodes.values(), timing=timing, journal=journal)
+        super().__init__(self_node=Node(node_id), others=others, timing=timing, journal=journal)
         # A journal may have lost an unsynced tail that its commit index still counts.
         self._SyncObj__raftCommitIndex: int = min(journal.getRaftCommitIndex(), self.last_index())
-        if not self._nodes:
+        if self.is_alone():
             self._SyncObj__raftElectionDeadline = 0.0
+        self._changes = Changes()
+        self._note_changes(self._journal[:])
 
     def _enter(self) -> None:
         Ambient.monotonic_s = self._clock.monotonic_s
@@ -148,7 +156,13 @@ class RaftLog(BareSyncObj):
     def hears_majority(self) -> bool:
         """The leader got an answer from a majority within an election time-out."""
         since = self._clock.monotonic_s() - self._timing.election_max_s
-        heard = sum(1 for p in self.progress.values() if p.last_contact_s is not None and p.last_contact_s > since)
+        heard = sum(
+            1
+            for peer_id, progress in self.progress.items()
+            if progress.last_contact_s is not None
+            and progress.last_contact_s > since
+            and self._electorate.counts(peer_id)
+        )
         return heard + 1 >= self._quorum
 
     def close(self) -> None:
@@ -167,11 +181,74 @@ class RaftLog(BareSyncObj):
         """Something committed is not applied yet."""
         return bool(self._SyncObj__raftCommitIndex > self._SyncObj__raftLastApplied)
 
+    def is_alone(self) -> bool:
+        """This node is the only voter."""
+        return self._electorate.voters() == [self.node_id]
+
+    def has_change_under_way(self) -> bool:
+        """The log holds a change of the voters that is not applied."""
+        return self._changes.newest > self.applied_index()
+
+    # Who votes
+
+    def follow(self) -> None:
+        """The electorate has changed: who is sent the log, and whose copies make a majority."""
+        self._enter()
+        peer_ids = self._electorate.addresses().keys()
+        for peer_id in sorted(self._nodes.keys() - peer_ids):
+            self._followers.part_with(peer_id)
+            self._SyncObj__onNodeDisconnected(self._nodes.pop(peer_id))
+        for peer_id in sorted(peer_ids - self._nodes.keys()):
+            self._nodes[peer_id] = Node(peer_id)
+            if self.is_leader():
+                self._followers.add(peer_id)
+        voters = self._electorate.voters()
+        others = {self._nodes[voter] for voter in voters if voter != self.node_id}
+        before: set[Node] = self._SyncObj__otherNodes
+        for node in others - before:
+            self._SyncObj__raftMatchIndex[node] = 0
+            self._SyncObj__lastResponseTime[node] = self._clock.monotonic_s()
+        self._SyncObj__otherNodes: set[Node] = others
+        self._quorum = quorum_size(voters)
+        if self.is_leader() and not self._electorate.may_stand():
+            self.resign()
+
+    def begin_anew_with(self, peer_id: str) -> None:
+        """The peer's copy is another one than before: what it had acknowledged is void."""
+        node = self._nodes.get(peer_id)
+        if node is None or not self.is_leader():
+            return
+        self._SyncObj__raftMatchIndex[node] = 0
+        self._followers.add(peer_id)
+        if self.is_linked(peer_id):
+            self._followers.link_up(peer_id)
+
+    def resign(self) -> None:
+        """Lead no longer: this node is no voter any more."""
+        self._SyncObj__setState(library._RAFT_STATE.FOLLOWER)
+        self._SyncObj__raftLeader = None
+        self.wait_anew()
+
+    def _note_changes(self, records: Iterable[LogRecord]) -> None:
+        """A leader proposes a change of the voters after it has applied the one before: that one is committed."""
+        for command, index, _ in records:
+            if command[:1] == CHANGE:
+                proven = self._changes.add(index)
+                if proven > self.commit_index():
+                    self._SyncObj__raftCommitIndex = proven
+                    self._journal.setRaftCommitIndex(proven)
+
     # What drives it
 
     def tick(self) -> None:
         """Let due time-outs fire, commit what a majority holds, apply some of what is committed."""
         self._enter()
+        if not self.is_leader() and self._SyncObj__raftElectionDeadline <= self._clock.monotonic_s():
+            if self.is_behind():
+                self._SyncObj__applyLogEntries()
+            if self.is_behind() or not self._electorate.may_stand():
+                # Its table of voters may be an old one, or it is no voter: it has no election to stand for.
+                self.wait_anew()
         self._onTick(0)
         now = self._clock.monotonic_s()
         if self._commit_notice_s is not None and now >= self._commit_notice_s:
@@ -195,6 +272,8 @@ class RaftLog(BareSyncObj):
                 self._take_entries(node, message)
             case Appended():
                 self._take_answer(node, message)
+            case RequestVote() | TimeoutNow() if not self._electorate.may_vote():
+                logger.info("has no vote action=no_vote node=%s asked_by=%s", self.node_id, peer_id)
             case RequestVote(term, last_index, last_term):
                 request = {
                     "type": "request_vote",
@@ -204,7 +283,7 @@ class RaftLog(BareSyncObj):
                 }
                 self._library_message(node, request)
             case Vote(term):
-                if term == self.term() and self._votes.is_new(peer_id, term):
+                if term == self.term() and self._electorate.counts(peer_id) and self._votes.is_new(peer_id, term):
                     self._library_message(node, {"type": "response_vote", "term": term})
             case TimeoutNow(term):
                 self._library_message(node, {"type": "timeout_now", "term": term})
@@ -213,24 +292,30 @@ class RaftLog(BareSyncObj):
 
     def link_up(self, peer_id: str) -> None:
         """Messages to ``peer_id`` may leave from now on; what was on the way before may be lost."""
+        if peer_id not in self._nodes:
+            return
         self._enter()
         self._SyncObj__onNodeConnected(self._nodes[peer_id])
         if self.is_leader():
             self._followers.link_up(peer_id)
 
     def link_down(self, peer_id: str) -> None:
+        if peer_id not in self._nodes:
+            return
         self._SyncObj__onNodeDisconnected(self._nodes[peer_id])
         if self.is_leader():
             self._followers.link_down(peer_id)
 
     def is_linked(self, peer_id: str) -> bool:
-        return self._nodes[peer_id] in self._SyncObj__connectedNodes
+        node = self._nodes.get(peer_id)
+        return node is not None and node in self._SyncObj__connectedNodes
 
     def append(self, command: bytes) -> int:
         """Add a command at the leader; returns its index. ``replicate`` sends it."""
         assert self.is_leader(), "only a leader appends"
         index = self.last_index() + 1
         self._journal.add(command, index, self.term())
+        self._note_changes([(command, index, self.term())])
         return index
 
     def replicate(self) -> None:
@@ -240,7 +325,7 @@ class RaftLog(BareSyncObj):
 
     def campaign_within(self, delay_s: float) -> None:
         """Stand for election after ``delay_s`` at the latest, unless a leader is heard before."""
-        if not self.is_leader():
+        if not self.is_leader() and self._electorate.may_stand():
             # The library compares strictly, so "at once" has to lie in the past.
             due = self._clock.monotonic_s() + delay_s if delay_s > 0 else 0.0
             self._SyncObj__raftElectionDeadline = min(self._SyncObj__raftElectionDeadline, due)
@@ -299,12 +384,14 @@ class RaftLog(BareSyncObj):
                 self.node_id, placement.cut_from, self.last_index(), message.term,
             )  # fmt: skip
             self._journal.deleteEntriesFrom(placement.cut_from - self.first_index())
+            self._changes.cut(placement.cut_from)
         for record in placement.entries:
             self._journal.add(*record)
         committed = min(message.commit_index, placement.matched)
         if committed > commit_index:
             self._SyncObj__raftCommitIndex = committed
             self._journal.setRaftCommitIndex(committed)
+        self._note_changes(placement.entries)
         self.promise(node.id, Appended(message.term, message.prev_index, True, placement.matched, 0))
 
     def hear_leader(self, peer_id: str, term: int) -> bool:
@@ -351,10 +438,14 @@ class RaftLog(BareSyncObj):
     def contact(self, peer_id: str) -> None:
         """A follower was heard in this term."""
         now = self._clock.monotonic_s()
-        self.progress[peer_id].last_contact_s = now
-        self._SyncObj__lastResponseTime[self._nodes[peer_id]] = now
+        if peer_id in self.progress:
+            self.progress[peer_id].last_contact_s = now
+            if self._electorate.counts(peer_id):
+                self._SyncObj__lastResponseTime[self._nodes[peer_id]] = now
 
     def _count(self, node: Node) -> None:
+        if not self._electorate.counts(node.id):
+            return
         # The library counts this node's own copy without asking whether it is durable; so it is
         # never told of more copies than this node holds durably itself.
         self._SyncObj__raftMatchIndex[node] = min(self.progress[node.id].match_index, self._durable_index())

@@ -29,7 +29,7 @@ from ringraft.consensus.replog.codec import FRAME_BYTES_MAX, Message, WireError,
 logger = logging.getLogger(__name__)
 
 PATH = "/raft/connect"
-VERSION = 1
+VERSION = 2
 HELLO_BYTES_MAX = 4096
 HANDSHAKE_S = 2.0
 PING_S = 2.0
@@ -41,6 +41,9 @@ BATCH_BYTES = 1024 * 1024
 """Messages that wait together travel in one WebSocket message of about this size."""
 WAITING_BYTES_MAX = 64 * 1024 * 1024
 """A link that falls further behind is closed: the peer catches up from the log when it is back."""
+PARTING_S = 1.0
+"""A link to a node that keeps the log no longer stays for so long, so that it learns of it."""
+ADDRESS_CHARS_MAX = 300
 
 
 class RevealsSecret(Protocol):
@@ -74,6 +77,10 @@ class Links(Protocol):
 
     async def stop(self) -> None: ...
 
+    def follow(self, peers: Mapping[str, str]) -> None:
+        """Keep links to these and no others: id to ``host:port``. Also before ``start``."""
+        ...
+
     def send(self, peer_id: str, frame: bytes) -> None:
         """Send an encoded message, or drop it when the link is down. Never waits."""
         ...
@@ -90,8 +97,11 @@ class Outgoing:
 
     def __init__(self, peer_id: str, address: str) -> None:
         self.peer_id = peer_id
-        self.url = f"http://{address}{PATH}"
+        self.address = address
         self.is_up = False
+        self.dialling: asyncio.Task[None] | None = None
+        self.refused = ""
+        """What the peer said when it refused this node last."""
         self.redial = asyncio.Event()
         """Set when the peer showed that it is there: dial now."""
         self.sending: asyncio.Task[None] | None = None
@@ -99,6 +109,10 @@ class Outgoing:
         self._frames: deque[bytes] = deque()
         self._bytes = 0
         self._more = asyncio.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}{PATH}"
 
     def put(self, frame: bytes) -> bool:
         """Queue a frame; False when the link is too far behind."""
@@ -143,42 +157,86 @@ class Incoming:
 class PeerLinks:
     """Links over the node's one REST port."""
 
-    def __init__(
-        self, *, node_id: str, peers: Mapping[str, str], cluster_id: str, secret: RevealsSecret | None
-    ) -> None:
+    def __init__(self, *, node_id: str, address: str, cluster_id: str, secret: RevealsSecret | None) -> None:
+        """``address`` is where others reach this node; it travels in every greeting."""
         self._node_id = node_id
-        self._peers = dict(peers)
+        self._address = address
+        self._peers: dict[str, str] = {}
+        """As followed last: what a peer says of its address since then goes before."""
         self._cluster_id = cluster_id
         self._key = secret.reveal().encode() if secret is not None else b""
         self._listener: LinkListener
         self._session: aiohttp.ClientSession | None = None
         self._outgoing: dict[str, Outgoing] = {}
         self._incoming: dict[str, Incoming] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._parting: set[asyncio.Task[None]] = set()
 
     async def start(self, listener: LinkListener) -> None:
         self._listener = listener
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         self._session = aiohttp.ClientSession(connector=connector)
-        self._outgoing = {peer_id: Outgoing(peer_id, address) for peer_id, address in self._peers.items()}
-        self._tasks = [
-            asyncio.create_task(self._stay_linked(link), name=f"raft-link-{link.peer_id}")
-            for link in self._outgoing.values()
-        ]
+        for peer_id, address in self._peers.items():
+            self._link_with(peer_id, address)
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._parting, *(link.dialling for link in self._outgoing.values() if link.dialling is not None)]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await asyncio.gather(*tasks, return_exceptions=True)
         for incoming in list(self._incoming.values()):
             incoming.cut()
         if self._session is not None:
             await self._session.close()
             self._session = None
 
+    def follow(self, peers: Mapping[str, str]) -> None:
+        before, self._peers = self._peers, dict(peers)
+        if self._session is None:
+            return
+        for peer_id in before.keys() - peers.keys():
+            self._part_with(peer_id)
+        for peer_id, address in peers.items():
+            link = self._outgoing.get(peer_id)
+            if link is None:
+                self._link_with(peer_id, address)
+            elif before.get(peer_id) != address:
+                self._move(link, address)
+
+    def _link_with(self, peer_id: str, address: str) -> None:
+        self._outgoing[peer_id] = link = Outgoing(peer_id, address)
+        link.dialling = asyncio.create_task(self._stay_linked(link), name=f"raft-link-{peer_id}")
+
+    def _part_with(self, peer_id: str) -> None:
+        link, incoming = self._outgoing.pop(peer_id), self._incoming.get(peer_id)
+
+        async def part() -> None:
+            await asyncio.sleep(PARTING_S)
+            assert link.dialling is not None
+            link.dialling.cancel()
+            if incoming is not None:
+                incoming.cut()
+
+        task = asyncio.create_task(part(), name=f"raft-part-{peer_id}")
+        self._parting.add(task)
+        task.add_done_callback(self._parting.discard)
+
+    def _move(self, link: Outgoing, address: str) -> None:
+        """The peer is to be reached elsewhere; a connection that is up shows that it is there already."""
+        if link.address == address:
+            return
+        logger.info(
+            "peer moved action=peer_moved node=%s peer=%s from=%s to=%s",
+            self._node_id, link.peer_id, link.address, address,
+        )  # fmt: skip
+        link.address = address
+        if link.sending is not None:
+            link.sending.cancel()
+        link.redial.set()
+
     def send(self, peer_id: str, frame: bytes) -> None:
-        link = self._outgoing[peer_id]
+        link = self._outgoing.get(peer_id)
+        if link is None:
+            return
         if link.is_up and not link.put(frame):
             logger.warning("link too far behind action=link_overflow node=%s peer=%s", self._node_id, peer_id)
             self._down(link)
@@ -207,9 +265,11 @@ class PeerLinks:
                     self._listener.on_refused(link.peer_id)
                 pause_s = min(pause_s * 2, REDIAL_MAX_S)
             except HandshakeError as error:
-                logger.warning(
-                    "peer refused action=link_handshake node=%s peer=%s: %s", self._node_id, link.peer_id, error
-                )
+                if str(error) != link.refused:
+                    link.refused = str(error)
+                    logger.warning(
+                        "peer refused action=link_handshake node=%s peer=%s: %s", self._node_id, link.peer_id, error
+                    )
                 pause_s = REDIAL_MAX_S
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 logger.debug("link broke action=link_broken node=%s peer=%s: %r", self._node_id, link.peer_id, error)
@@ -231,7 +291,7 @@ class PeerLinks:
             async with asyncio.timeout(HANDSHAKE_S):
                 await self._prove_dialling(socket, link.peer_id)
             link.clear()
-            link.is_up = True
+            link.is_up, link.refused = True, ""
             logger.info("link up action=link_up node=%s peer=%s", self._node_id, link.peer_id)
             self._listener.on_link(link.peer_id, True)
             if link.is_up:
@@ -267,19 +327,23 @@ class PeerLinks:
         try:
             await socket.prepare(request)
             async with asyncio.timeout(HANDSHAKE_S):
-                peer_id = await self._prove_accepting(socket)
+                peer_id, address = await self._prove_accepting(socket)
         except ConnectionResetError:
             # It dialled while this process stood still, and gave up; nobody reads this answer.
             raise web.HTTPRequestTimeout from None
         except (HandshakeError, TimeoutError) as error:
-            logger.warning("peer refused action=link_refused node=%s from=%s: %s", self._node_id, request.remote, error)
+            # The dialler, which redials several times a second, says it once as a warning.
+            logger.info("peer refused action=link_refused node=%s from=%s: %s", self._node_id, request.remote, error)
             await socket.close()
             return socket
         older = self._incoming.get(peer_id)
         self._incoming[peer_id] = Incoming(socket, request)
         if older is not None:
             older.cut()
-        self._outgoing[peer_id].redial.set()
+        link = self._outgoing.get(peer_id)
+        if link is not None:
+            self._move(link, address)
+            link.redial.set()
         try:
             await self._receive(socket, peer_id)
         finally:
@@ -309,7 +373,14 @@ class PeerLinks:
 
     async def _prove_dialling(self, socket: aiohttp.ClientWebSocketResponse, peer_id: str) -> None:
         nonce = secrets.token_bytes(16)
-        hello = {"version": VERSION, "cluster": self._cluster_id, "from": self._node_id, "to": peer_id, "nonce": nonce}
+        hello = {
+            "version": VERSION,
+            "cluster": self._cluster_id,
+            "from": self._node_id,
+            "to": peer_id,
+            "address": self._address,
+            "nonce": nonce,
+        }
         await socket.send_bytes(msgpack.packb(hello))
         theirs = _field(await _fields(socket), "nonce")
         await socket.send_bytes(msgpack.packb({"proof": self._proof(b"dial", self._node_id, peer_id, nonce, theirs)}))
@@ -317,9 +388,11 @@ class PeerLinks:
         if not hmac.compare_digest(proof, self._proof(b"accept", self._node_id, peer_id, nonce, theirs)):
             raise HandshakeError("it does not know the cluster secret")
 
-    async def _prove_accepting(self, socket: web.WebSocketResponse) -> str:
+    async def _prove_accepting(self, socket: web.WebSocketResponse) -> tuple[str, str]:
+        """The peer's id and where it wants to be reached. The address steers only where this node dials, and
+        whoever answers there has to prove itself."""
         hello = await _fields(socket)
-        peer_id, nonce = hello.get("from"), _field(hello, "nonce")
+        peer_id, address, nonce = hello.get("from"), hello.get("address"), _field(hello, "nonce")
         fault = None
         if hello.get("version") != VERSION:
             fault = f"version {hello.get('version')!r} of the peer protocol; this node speaks {VERSION}"
@@ -328,11 +401,13 @@ class PeerLinks:
         elif hello.get("to") != self._node_id:
             fault = f"looks for {hello.get('to')!r} at the address of {self._node_id!r}"
         elif not isinstance(peer_id, str) or peer_id not in self._peers:
-            fault = f"{peer_id!r} is not one of the voters this node knows"
+            fault = f"{peer_id!r} is not one of those who keep this log: it was removed, or is not added yet"
+        elif not isinstance(address, str) or not 0 < len(address) <= ADDRESS_CHARS_MAX:
+            fault = "its greeting has no address"
         if fault is not None:
             await socket.send_bytes(msgpack.packb({"refused": fault}))
             raise HandshakeError(fault)
-        assert isinstance(peer_id, str)
+        assert isinstance(peer_id, str) and isinstance(address, str)
         ours = secrets.token_bytes(16)
         await socket.send_bytes(msgpack.packb({"nonce": ours}))
         proof = _field(await _fields(socket), "proof")
@@ -341,7 +416,7 @@ class PeerLinks:
             raise HandshakeError(f"{peer_id} does not know the cluster secret")
         answer = self._proof(b"accept", peer_id, self._node_id, nonce, ours)
         await socket.send_bytes(msgpack.packb({"proof": answer}))
-        return peer_id
+        return peer_id, address
 
     def _proof(self, label: bytes, dialler: str, acceptor: str, dialler_nonce: bytes, acceptor_nonce: bytes) -> bytes:
         said = msgpack.packb(

@@ -53,10 +53,11 @@ def form(tables: Tables, op: ops.FormVoters, at: At) -> Decision | Rejected:
 def announce(tables: Tables, op: ops.AnnounceVoter, at: At) -> Decision | Rejected:
     """What a node says of itself changes neither who votes nor, once its directory is known, whose copy counts."""
     record = tables.voters.get(op.node_id.lower())
-    fault = _not_a_voter(tables, op.node_id) if record is None else _older(record, op)
+    if record is None:
+        return _not_a_voter(tables, op.node_id)
+    fault = _older(record, op)
     if fault is not None:
         return fault
-    assert record is not None
     if record.data_id not in ("", op.data_id):
         told = f"{op.node_id} is known with another data directory: it must catch up and be admitted"
         return Rejected("conflict", told)
@@ -69,11 +70,10 @@ def announce(tables: Tables, op: ops.AnnounceVoter, at: At) -> Decision | Reject
 def admit(tables: Tables, op: ops.AdmitVoter, at: At) -> Decision | Rejected:
     record = tables.voters.get(op.node_id.lower())
     fault = _refused(tables, at, op.basis)
-    if fault is None:
-        fault = _not_a_voter(tables, op.node_id) if record is None else _older(record, op)
     if fault is not None:
         return fault
-    assert record is not None
+    if record is None:
+        return _not_a_voter(tables, op.node_id)
     admitted = replace(_said(record, op, at), is_voter=True)
     if admitted == record:
         return Decision(Done({"status": "exists"}))
@@ -137,8 +137,7 @@ def _said(record: VoterRecord, op: ops.AnnounceVoter | ops.AdmitVoter, at: At) -
     return said if said == record else replace(said, changed_wall_ms=at.wall_ms)
 
 
-def _older(record: VoterRecord, op: ops.AnnounceVoter | ops.AdmitVoter) -> Rejected | None:
-    # Another directory counts its starts from one again.
+def _older(record: VoterRecord, op: ops.AnnounceVoter) -> Rejected | None:
     if op.data_id != record.data_id or op.incarnation >= record.incarnation:
         return None
     told = f"{record.node_id} is known with incarnation {record.incarnation}, and {op.incarnation} is older"

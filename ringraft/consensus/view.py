@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from ringraft.clock import Clock
 from ringraft.consensus.base import Replicated, Status, VoterStatus
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.install import Images
 from ringraft.consensus.replog.syncobj import RaftLog
+from ringraft.consensus.roll import Roll
 from ringraft.state.model import Epoch
 
 
-class Standing:
+class View:
     """Reads everything anew when asked; keeps only when each voter was last heard."""
 
     def __init__(
         self,
         *,
-        voters: Sequence[str],
+        roll: Roll,
         log: RaftLog,
         images: Images,
         replicated: Replicated,
         config: RaftConfig,
         clock: Clock,
     ) -> None:
-        self._voters = voters
+        self._roll = roll
         self._log = log
         self._images = images
         self._replicated = replicated
@@ -57,7 +56,9 @@ class Standing:
             if leads
             else hears_leader and (contact_s or 0.0) * 1000 <= self._config.election_max_ms,
             leader_contact_s=contact_s,
-            voters=[self._voter_status(voter, now_s) for voter in self._voters],
+            voters=[self._voter_status(voter, now_s) for voter in self._roll.voters()],
+            learners=[self._voter_status(learner, now_s) for learner in self._roll.learners()],
+            standing=self._roll.seat.standing.name.lower(),
         )
 
     def _voter_status(self, voter: str, now_s: float) -> VoterStatus:
