@@ -117,18 +117,35 @@ class Op:
 
     def told(self) -> str:
         """The operation in one line, for a person."""
-        asked = ", ".join(f"{name}={value}" for name, value in self.args.items() if name not in ("config", "result"))
+        asked = ", ".join(f"{name}={_plain(value)}" for name, value in self.args.items() if name not in QUIET)
         until = "…" if self.returned_s is None else f"{self.returned_s:.3f}"
         ending = self.ending.value if self.code is None else f"refused ({self.code})"
-        said = "" if not self.is_done or self.answer is None else f" {_short(self.answer)}"
+        said = "" if not self.is_done or self.answer is None else f": {_short(self.answer)}"
         times = f"[{self.invoked_s:.3f}–{until} s]"
         return f"{times} {self.client}#{self.number} at {self.node}: {self.verb}({asked}) {ending}{said}"
 
 
+QUIET = frozenset({"config", "result", "work_type", "priority", "consistency"})
+"""Arguments that decide nothing that is judged."""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: one for name, one in value.items() if name not in QUIET}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
 def _short(answer: dict[str, Any]) -> str:
-    shown = {name: value for name, value in answer.items() if name not in ("config", "history", "requirements")}
-    text = json.dumps(shown, sort_keys=True, default=str)
-    return text if len(text) <= 200 else text[:197] + "…"
+    """An answer's facts; of an item only where it stands."""
+    told = []
+    for name, value in answer.items():
+        if name == "lease":
+            told.append(f"lease={value['token'] if value else None}")
+        elif name in ("items", "leases"):
+            told.append(f"{name}=[{'; '.join(_short(one) for one in value)}]")
+        elif name in ("work_id", "status", "state", "attempt", "ok", "code", "cancel", "result", "spawned", "then"):
+            told.append(f"{name}={value}")
+    return " ".join(told)
 
 
 def granted(op: Op) -> list[tuple[str, int]]:

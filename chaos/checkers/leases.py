@@ -74,6 +74,7 @@ def exclusive_in_real_time(history: History, rate_max: float = 1.0) -> list[Viol
                     continue
                 renewed_s = ends.renewed_s(key, before_token, called_s)
                 over_s = renewed_s + before_lease_s / rate_max
+                over_s = min(over_s, ends.times_out_s(key, before_token, rate_max))
                 if op.returned_s < over_s:
                     told = (
                         f"{name} was granted again (token {token}) by {op.returned_s:.3f} s, and the lease with token "
@@ -92,7 +93,13 @@ class _Ends:
         self._cancelled: dict[str, float] = {}
         self._groups = inf
         self._renewed: dict[tuple[str, int], list[float]] = {}
+        self._started: dict[tuple[str, int], float] = {}
+        self._timeout_s: dict[str, float] = {}
         for op in history:
+            self._learn_timeouts(op)
+            if op.verb == "start" and op.may_have_happened:
+                lease = (op.args["work_id"].lower(), op.args["token"])
+                self._started[lease] = min(self._started.get(lease, inf), op.invoked_s)
             if op.verb in ("complete", "fail", "release") and op.may_have_happened:
                 self._end((op.args["work_id"].lower(), op.args["token"]), op.invoked_s)
             elif op.verb == "complete_batch" and op.may_have_happened:
@@ -108,6 +115,16 @@ class _Ends:
                 for ref, told in zip(op.args["leases"], op.answer["leases"], strict=True):
                     if told["ok"]:
                         self._renewed.setdefault((ref["work_id"].lower(), ref["token"]), []).append(op.invoked_s)
+
+    def _learn_timeouts(self, op: Op) -> None:
+        shown = op.answer["items"] if op.verb == "claim" and op.is_done and op.answer is not None else []
+        for item in shown:
+            if item.get("timeout_s") is not None:
+                self._timeout_s[item["work_id"].lower()] = item["timeout_s"]
+
+    def times_out_s(self, name: str, token: int, rate_max: float) -> float:
+        """The earliest time at which the run may have been too long, whatever was renewed."""
+        return self._started.get((name, token), inf) + self._timeout_s.get(name, inf) / rate_max
 
     def _end(self, lease: tuple[str, int], at_s: float) -> None:
         self._over[lease] = min(self._over.get(lease, inf), at_s)

@@ -76,6 +76,7 @@ class _Split:
         self._granted: set[tuple[str, str, int]] = set()
         self._completed: set[tuple[str, int]] = set()
         self._completing_s: dict[tuple[str, int], float] = {}
+        self._told: set[str] = set()
         self._nameless: list[Op] = []
         self._history = history
         self._shown: dict[str, dict[str, Any]] = {}
@@ -107,8 +108,8 @@ class _Split:
                 self._groups.setdefault(item["group"], set()).add(name)
 
     def _learn_groups(self, op: Op) -> None:
-        for name, _, asked in born(op):
-            if asked.get("group") is not None:
+        for name, status, asked in born(op):
+            if asked.get("group") is not None and _is_own(name, status, asked):
                 self._groups.setdefault(asked["group"], set()).add(name.lower())
         for asked in asked_items(op):
             if asked.get("group") is not None and asked.get("work_id") is not None:
@@ -125,9 +126,8 @@ class _Split:
             self._renew(op)
         elif op.verb == "complete_batch":
             self._complete_batch(op)
-        elif op.verb in ("cancel", "retry") and op.args.get("group") is not None:
-            for name in self._groups.get(op.args["group"], ()):
-                self._put(name, op, f"{op.verb}_group", answers=_answers(op, f"{op.verb}_group"))
+        elif op.verb in ("cancel", "retry"):
+            self._cancel_or_retry(op)
         elif op.verb == "get":
             self._get(op)
         else:
@@ -180,7 +180,8 @@ class _Split:
                 continue
             if not name:
                 continue
-            self._ask(name, asked)
+            if not status or _is_own(name, status, asked):
+                self._ask(name, asked)
             answers = frozenset({status}) if status else None
             if op.is_done and number < len(known) and known[number] != name:
                 # The key's first item is gone, and a lost try may have added this one.
@@ -239,6 +240,20 @@ class _Split:
             result = canonical(one.get("result"))
             self._put(one["work_id"], op, "complete", token=one["token"], answers=answers, result=result)
 
+    def _cancel_or_retry(self, op: Op) -> None:
+        group = op.args.get("group")
+        verb = op.verb if group is None else f"{op.verb}_group"
+        names = [op.args["work_id"]] if group is None else self._groups.get(group, set())
+        fields: dict[str, Any] = {"answers": _answers(op, verb)}
+        if op.is_done and op.key is not None:
+            # It tells what the first try with its key did, which may be an earlier one.
+            fields["invoked_s"] = self._first_call_s(op)
+            if op.key in self._told:
+                fields |= {"is_certain": False, "returned_s": inf}
+            self._told.add(op.key)
+        for name in sorted(names):
+            self._put(name, op, verb, **fields)
+
     def _get(self, op: Op) -> None:
         if op.ending is Ending.UNKNOWN or op.args.get("consistency", "linearizable") == "stale":
             return
@@ -286,6 +301,11 @@ class _Split:
                 continue
             self._ask(life.work_id, self._shown[life.work_id])
             self._put(life.work_id, first, "add", is_certain=False, returned_s=inf)
+
+
+def _is_own(name: str, status: str, asked: dict[str, Any]) -> bool:
+    """Whether the fields asked for are those of the item named in the answer, not of a twin's by unique key."""
+    return status == "added" or str(asked.get("work_id", "")).lower() == name.lower()
 
 
 def _answers(op: Op, verb: str) -> frozenset[str] | None:

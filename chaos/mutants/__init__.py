@@ -1,0 +1,1 @@
+"""Planted bugs: what the simulator has to find, or it proves nothing."""

@@ -1,0 +1,41 @@
+"""Every planted bug fits the product as it is, changes it, and leaves no trace."""
+
+from __future__ import annotations
+
+import pytest
+
+from chaos.mutants.catalogue import MUTANTS
+from chaos.mutants.mutant import Edit, Misfit, Mutant, function_of
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_mutant_changes_the_product_and_is_undone(name: str) -> None:
+    mutant = MUTANTS[name]
+    functions = [function_of(edit) for edit in mutant.edits]
+    before = [function.__code__ for function in functions]
+    with mutant.planted():
+        for function, code in zip(functions, before, strict=True):
+            assert function.__code__.co_code != code.co_code or function.__code__.co_consts != code.co_consts
+    assert [function.__code__ for function in functions] == before
+
+
+def test_they_have_names_and_sentences_of_their_own() -> None:
+    assert len(MUTANTS) >= 15
+    assert len({mutant.does for mutant in MUTANTS.values()}) == len(MUTANTS)
+    assert all(mutant.does and mutant.breaks and mutant.edits for mutant in MUTANTS.values())
+
+
+def test_a_mutant_that_does_not_fit_says_so() -> None:
+    where = "ringraft.state.decide.item:held"
+    for edit in (Edit(where, "what was never there", ""), Edit(where.replace("held", "holden"), "", "")):
+        with pytest.raises(Misfit, match="write the mutant anew"), Mutant("m", "", "", (edit,)).planted():
+            pass
+
+
+def test_the_product_is_whole_again_after_a_failure() -> None:
+    mutant = MUTANTS["token_not_compared"]
+    function = function_of(mutant.edits[0])
+    before = function.__code__
+    with pytest.raises(RuntimeError), mutant.planted():
+        raise RuntimeError
+    assert function.__code__ is before
