@@ -6,8 +6,10 @@ two questions is counted. Labels come from small closed sets.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
@@ -28,6 +30,7 @@ JOB_BUCKETS_S = (0.01, 0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0
 
 REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
+TYPE = attrgetter("type")
 FINISHED = {"WORK_COMPLETED": "completed", "WORK_FAILED": "failed", "WORK_CANCELLED": "cancelled"}
 
 
@@ -71,8 +74,14 @@ class Metrics:
                 "fenced": "Commands refused because their token was not the newest.",
             }.items()
         }
-        self._finished = self._counter("ringraft_jobs_finished", "Items that became final.", "outcome")
-        self._elections = self._counter("ringraft_raft_leader_changes", "Epochs begun.")
+        finished = self._counter("ringraft_jobs_finished", "Items that became final.", "outcome")
+        elections = self._counter("ringraft_raft_leader_changes", "Epochs begun.")
+        self._by_event = {
+            "WORK_CLAIMED": self._leases["granted"],
+            "WORK_EXPIRED": self._leases["expired"],
+            "LEADER_ELECTED": elections,
+            **{kind: finished.labels(outcome) for kind, outcome in FINISHED.items()},
+        }
         self._verdicts = {
             name: self._counter(f"ringraft_membership_{name}", text)
             for name, text in {
@@ -130,18 +139,15 @@ class Metrics:
                     self._leases["fenced"].inc()
             elif isinstance(outcome, Done) and "leases" in outcome.value:
                 self._count_renewals(outcome.value["leases"])
+        for kind, count in collections.Counter(map(TYPE, applied.events)).items():
+            counter = self._by_event.get(kind)
+            if counter is not None:
+                counter.inc(count)
         for event in applied.events:
             if event.type == "WORK_CLAIMED":
-                self._leases["granted"].inc()
                 self._time_wait(event)
-            elif event.type == "WORK_EXPIRED":
-                self._leases["expired"].inc()
-            elif event.type == "LEADER_ELECTED":
-                self._elections.inc()
-            elif event.type in FINISHED:
-                self._finished.labels(FINISHED[event.type]).inc()
-                if event.type == "WORK_COMPLETED":
-                    self._time_run(event)
+            elif event.type == "WORK_COMPLETED":
+                self._time_run(event)
 
     def _count_renewals(self, leases: Iterable[Mapping[str, Any]]) -> None:
         for lease in leases:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from operator import attrgetter
 
 from ringraft.clock import Clock
 from ringraft.state.model import Applied
 
 WINDOW_S = 60
+TYPE = attrgetter("type")
 
 COUNTED = {
     "WORK_ADDED": "added",
@@ -28,14 +30,15 @@ class Rates:
 
     def applied(self, applied: Applied) -> None:
         """Called in apply: neither blocks nor raises."""
+        counted = Counter(map(TYPE, applied.events)) if applied.events else {}
+        if counted.keys().isdisjoint(COUNTED):
+            return
         second = int(self._clock.monotonic_s())
-        for event in applied.events:
-            name = COUNTED.get(event.type)
-            if name is None:
-                continue
-            if not self._seconds or self._seconds[-1][0] != second:
-                self._seconds.append((second, Counter()))
-            self._seconds[-1][1][name] += 1
+        if not self._seconds or self._seconds[-1][0] != second:
+            self._seconds.append((second, Counter()))
+        for kind, count in counted.items():
+            if kind in COUNTED:
+                self._seconds[-1][1][COUNTED[kind]] += count
 
     def per_minute(self) -> dict[str, float]:
         """``{added_per_minute, …}`` over the last minute, or since the start when that is less."""

@@ -12,7 +12,8 @@ import types
 from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
-from operator import attrgetter
+from itertools import compress
+from operator import attrgetter, is_not
 from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -200,11 +201,13 @@ class Form:
         found = [(name, default, _coding(hints[name])) for name, default in _fields(kind)]
         self._kind = kind
         self._fields = [(name, default, coding.plain, coding.encode) for name, default, coding in found]
+        self._defaults = [default for _, default, _ in found]
+        self._numbers = range(len(found))
         self._codings = {name: (coding.plain, coding.decode) for name, _, coding in found}
         self._required = frozenset(name for name, default, _ in found if default is MISSING)
         names = [name for name, _, _ in found]
         # One call for all fields; with a single name it would give the bare value.
-        self._parts: Callable[[Any], tuple[Any, ...]] = (
+        self.parts: Callable[[Any], tuple[Any, ...]] = (
             attrgetter(*names) if len(names) > 1 else lambda value: tuple([getattr(value, name) for name in names])
         )
 
@@ -213,10 +216,12 @@ class Form:
         if type(value) is not self._kind:
             raise CodecError(f"{value!r:.80} is not {self._kind.__name__}")
         result = {}
-        for part, (name, default, plain, encode) in zip(self._parts(value), self._fields, strict=True):
-            if part is default or (part == default and type(part) is type(default)):
-                continue
-            result[name] = part if type(part) is plain else encode(part)
+        parts = self.parts(value)
+        # Most parts are the very default, which is found without a step of this loop for each.
+        for number in compress(self._numbers, map(is_not, parts, self._defaults)):
+            part, (name, default, plain, encode) = parts[number], self._fields[number]
+            if part != default or type(part) is not type(default):
+                result[name] = part if type(part) is plain else encode(part)
         return result
 
     def from_map(self, value: Any, where: Place) -> Any:
@@ -237,7 +242,7 @@ class Form:
     def to_list(self, value: Any) -> list[Any]:
         if type(value) is not self._kind:
             raise CodecError(f"{value!r:.80} is not {self._kind.__name__}")
-        parts = zip(self._parts(value), self._fields, strict=True)
+        parts = zip(self.parts(value), self._fields, strict=True)
         return [part if type(part) is plain else encode(part) for part, (_, _, plain, encode) in parts]
 
     def from_list(self, value: Any, where: Place) -> Any:
@@ -395,7 +400,8 @@ def pack_item(item: Item) -> bytes:
 def pack_record(record: Record) -> bytes:
     """The canonical form of any other record."""
     tag = _OTHER_TAGS[type(record)]
-    return bytes(_packer.pack([tag, *_OTHERS[tag].to_list(record)]))
+    # All their parts are plain values and tuples of such, which are written as they are.
+    return bytes(_packer.pack((tag, *_OTHERS[tag].parts(record))))
 
 
 def pack_value(value: Any) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from ringraft.state.indexes import NOT_BEFORE, READY, RETRY_BACKOFF
-from ringraft.state.model import WorkState
+from ringraft.state.model import FINAL, LEASED, HistoryEntry, WorkState
 from ringraft.state.records import Item
 from ringraft.state.tables import Tables
 
@@ -43,24 +43,30 @@ def unpacked(packed: bytes | None) -> Any:
 
 def item(one: Item) -> dict[str, Any]:
     """A work item as GET /work/item shows it."""
-    spec, new, grant, end = one.spec, one.spec.new, one.grant, one.end
-    is_shown_started = one.state is WorkState.RUNNING or one.is_final
-    lease = None
-    if one.is_leased and grant is not None:
-        lease = {"node_id": grant.node_id, "token": grant.token, "expires_at": rfc3339(grant.expires_wall_ms)}
+    # A claim of a hundred shows a hundred of these: what is mostly absent is asked for before it is called for.
+    spec, state, grant, end = one.spec, one.state, one.grant, one.end
+    new = spec.new
+    lease = started_at = None
+    if grant is not None:
+        if state in LEASED:
+            expires_at = rfc3339(grant.expires_wall_ms)
+            lease = {"node_id": grant.node_id, "token": grant.token, "expires_at": expires_at}
+        if grant.started_wall_ms is not None and (state is WorkState.RUNNING or state in FINAL):
+            started_at = rfc3339(grant.started_wall_ms)
+    not_before_ms = new.not_before_wall_ms if one.wake_wall_ms is None else one.wake_wall_ms
     return {
         "work_id": spec.work_id,
         "work_type": new.work_type,
         "config": unpacked(new.config) or {},
         "priority": new.priority,
-        "state": one.state.value,
+        "state": state.value,
         "attempt": one.attempt,
         "max_attempts": new.max_attempts,
         "timeout_s": None if new.timeout_ms is None else seconds(new.timeout_ms),
         "depends_on": list(new.depends_on),
         "on_dependency_failure": new.on_dependency_failure,
-        "not_before": rfc3339(new.not_before_wall_ms if one.wake_wall_ms is None else one.wake_wall_ms),
-        "requirements": unpacked(new.requirements) or {},
+        "not_before": None if not_before_ms is None else rfc3339(not_before_ms),
+        "requirements": (unpacked(new.requirements) or {}) if new.requirements else {},
         "target_node": new.target_node,
         "excluded_nodes": list(new.excluded_nodes),
         "unique_key": new.unique_key,
@@ -68,24 +74,25 @@ def item(one: Item) -> dict[str, Any]:
         "parent": spec.parent,
         "gang": None,
         "created_at": rfc3339(spec.created_wall_ms),
-        "started_at": rfc3339(grant.started_wall_ms) if is_shown_started and grant is not None else None,
+        "started_at": started_at,
         "finished_at": None if end is None else rfc3339(end.wall_ms),
         "lease": lease,
-        "progress": unpacked(one.progress),
+        "progress": None if one.progress is None else unpacked(one.progress),
         "result": None if end is None else unpacked(end.result),
         "error": one.error,
         "artifacts": None if end is None else unpacked(end.artifacts),
-        "history": [
-            {
-                "attempt": entry.attempt,
-                "node_id": entry.node_id,
-                "token": entry.token,
-                "outcome": entry.outcome,
-                "reason": entry.reason,
-                "at": rfc3339(entry.at_wall_ms),
-            }
-            for entry in one.history
-        ],
+        "history": [_attempt(entry) for entry in one.history] if one.history else [],
+    }
+
+
+def _attempt(entry: HistoryEntry) -> dict[str, Any]:
+    return {
+        "attempt": entry.attempt,
+        "node_id": entry.node_id,
+        "token": entry.token,
+        "outcome": entry.outcome,
+        "reason": entry.reason,
+        "at": rfc3339(entry.at_wall_ms),
     }
 
 
