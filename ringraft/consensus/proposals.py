@@ -17,8 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ringraft.consensus.base import Indeterminate, NotLeader, Unavailable
+from ringraft.state.commands import weight
 from ringraft.state.model import Command, Entry, Outcome
 
+WEIGHT_MAX = 1000
+"""Items that the commands of one entry may touch together. An entry is applied in one piece, so that nobody ever
+reads half of one, and at 25 to 40 µs an item with a million of them that piece stays below 50 ms."""
 WAITING_MAX = 65_536
 """Proposals that wait for an entry; more means that nothing is being committed."""
 
@@ -87,12 +91,19 @@ class Proposals:
         return future
 
     def take(self, count_max: int) -> list[Proposal]:
-        """The oldest that still wait, in order; those whose caller has gone are dropped."""
+        """The oldest that still wait, in order, up to ``WEIGHT_MAX``, but one at least; those whose caller has
+        gone are dropped."""
         taken: list[Proposal] = []
+        room = WEIGHT_MAX
         while self._waiting and len(taken) < count_max:
-            proposal = self._waiting.popleft()
+            proposal = self._waiting[0]
             if proposal.future is not None and not proposal.future.done():
+                if proposal.command is not None:
+                    room -= weight(proposal.command.op)
+                    if room < 0 and taken:
+                        break
                 taken.append(proposal)
+            self._waiting.popleft()
         self._taken = taken
         return taken
 

@@ -10,6 +10,9 @@ from ringraft.state.model import Limits, NewItem
 from ringraft.state.record import record
 from ringraft.state.records import VoterRecord
 
+GROUP_WEIGHT = 1000
+"""What a group counts for: it may have ten times as many items, so it travels alone."""
+
 
 @record
 class Add:
@@ -222,3 +225,19 @@ Op = (
     | Tick | RegisterNode | NodeStatus | Begin | Configure
     | FormVoters | AnnounceVoter | AdmitVoter | AddLearner | RemoveVoter
 )  # fmt: skip
+
+
+def weight(op: object) -> int:
+    """How many items an op may touch, as far as it says so itself: what applying it costs. At least 1."""
+    match op:
+        case AddBatch(items=items) | CompleteBatch(items=items):
+            return max(1, len(items))
+        case Claim(max_items=count):
+            return max(1, count)
+        case Renew(leases=leases):
+            return max(1, len(leases))
+        case Complete(spawn=spawn):
+            return 2 + len(spawn)
+        case Cancel(group=str()) | Retry(group=str()):
+            return GROUP_WEIGHT
+    return 1

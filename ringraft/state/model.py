@@ -108,7 +108,7 @@ class Limits:
     """A claim's key lives at least this long from its grant."""
     backoff_base_ms: int = 1_000
     backoff_cap_ms: int = 300_000
-    timers_per_entry: int = 4096
+    timers_per_entry: int = 1024
     """How many due timers, retirements and settled dependents one entry handles; the rest wait for the next."""
 
 

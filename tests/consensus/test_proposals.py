@@ -6,8 +6,9 @@ import pytest
 
 from ringraft.consensus import proposals as proposals_module
 from ringraft.consensus.base import Indeterminate, NotLeader, Unavailable
-from ringraft.consensus.proposals import Made, Proposals
-from ringraft.state.model import Done, Entry, Epoch
+from ringraft.consensus.proposals import WEIGHT_MAX, Made, Proposals
+from ringraft.state.commands import AddBatch, Cancel, Claim, weight
+from ringraft.state.model import Command, Done, Entry, Epoch, NewItem
 from tests.consensus.raft_kit import note, run
 
 EPOCH = Epoch(0, 3)
@@ -166,5 +167,29 @@ def test_what_was_put_back_goes_first() -> None:
         taken = proposals.take(2)
         proposals.put_back(taken)
         assert [proposal.future for proposal in proposals.take(3)] == futures
+
+    run(scenario())
+
+
+def test_an_entry_touches_a_bounded_number_of_items_and_keeps_the_order() -> None:
+    async def scenario() -> None:
+        proposals = Proposals(asyncio.get_running_loop())
+        batch = AddBatch(tuple(NewItem("selfplay", b"\x80") for _ in range(400)))
+        ops = [batch, batch, Claim("w", None, 100, None, None), batch, Cancel(group="g"), Cancel(work_id="a")]
+        futures = [proposals.add(Command(op), 10.0) for op in ops]
+        futures.append(proposals.add(None, 10.0))
+        futures[1].cancel()
+        sizes = []
+        while len(proposals):
+            taken = proposals.take(100)
+            sizes.append([None if one.command is None else one.command.op for one in taken])
+            made = Made(3, Entry(0, 0, EPOCH, ()), tuple(taken), 0)
+            proposals.made(5 + len(sizes), made)
+        assert sizes == [[ops[0], ops[2], ops[3]], [ops[4]], [ops[5], None]]
+        assert all(sum(weight(op) for op in entry if op is not None) <= WEIGHT_MAX for entry in sizes)
+        proposals.give_up()
+        for future in futures:
+            future.cancel()
+        await asyncio.gather(*futures, return_exceptions=True)
 
     run(scenario())

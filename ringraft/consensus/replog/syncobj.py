@@ -483,8 +483,8 @@ class RaftLog(BareSyncObj):
                 assert index == self._SyncObj__raftLastApplied + 1, f"entry {index} is out of order"
                 self._host.apply(index, term, command)
                 self._SyncObj__raftLastApplied = index
-            if self._clock.monotonic_s() >= until_s:
-                break
+                if self._clock.monotonic_s() >= until_s:
+                    return False
         return False
 
     def _SyncObj__generateRaftTimeout(self) -> float:
