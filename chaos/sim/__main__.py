@@ -14,8 +14,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from chaos.sim.batch import Asked, Total, play, quiet, record, run_many
-from chaos.sim.plan import KINDS, Plan
-from chaos.sim.world import Result, World
+from chaos.sim.picture import html
+from chaos.sim.plan import KINDS, Plan, draw
+from chaos.sim.shrink import shrink as find_shortest
+from chaos.sim.timeline import lines
+from chaos.sim.world import World
 
 console = Console(stderr=True)
 
@@ -108,6 +111,7 @@ def _table(total: Total) -> Table:
 @seconds_option
 @without_option
 @click.option("--timeline", is_flag=True, help="Show what happened, line by line.")
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Draw it into this file.")
 @click.option("--save", type=click.Path(path_type=Path), help="Save the plan as JSON.")
 def replay(
     seed: int | None,
@@ -116,6 +120,7 @@ def replay(
     seconds: float,
     without: frozenset[str],
     timeline: bool,
+    page: Path | None,
     save: Path | None,
 ) -> None:
     """Run one SEED, or a saved plan, again; exit 1 when a promise was broken."""
@@ -134,15 +139,37 @@ def replay(
     if save is not None:
         save.write_text(result.plan.as_json() + "\n", "utf-8")
     if timeline:
-        _show(result)
+        for line in lines(result):
+            click.echo(line)
+    if page is not None:
+        page.write_text(html(result), "utf-8")
     verdict = "no violation" if result.violation is None else str(result.violation)
     click.echo(f"seed {result.plan.seed}: {result.simulated_s:.1f} s, trace {result.trace:08x}: {verdict}")
     sys.exit(1 if result.violation else 0)
 
 
-def _show(result: Result) -> None:
-    for note in result.notes:
-        click.echo(f"{note.at_s:10.4f}  {note.who:<5} {note.kind:<11} {note.text}")
+@main.command()
+@click.argument("seed", type=int)
+@nodes_option
+@seconds_option
+@without_option
+@click.option("--runs", type=int, default=200, show_default=True, help="How many runs it may take.")
+@click.option("--save", type=click.Path(path_type=Path), help="Save the shortest plan as JSON.")
+def shrink(seed: int, nodes: str | None, seconds: float, without: frozenset[str], runs: int, save: Path | None) -> None:
+    """Find the shortest schedule of faults with which SEED still breaks the same promise."""
+    plan = draw(seed, voters=int(nodes) if nodes else None, seconds=seconds, without=without)
+    with quiet():
+        shortest = find_shortest(plan, runs_max=runs, told=lambda line: console.print(line, highlight=False))
+    if shortest is None:
+        click.echo(f"seed {seed} breaks no promise")
+        return
+    click.echo(f"seed {seed} after {shortest.runs} runs: {shortest.rule}: {shortest.told}")
+    for fault in shortest.plan.faults:
+        click.echo(f"{fault.at_s:10.4f}  {fault.told()}")
+    if save is not None:
+        save.write_text(shortest.plan.as_json() + "\n", "utf-8")
+        click.echo(f"python -m chaos.sim replay --schedule {save} --timeline")
+    sys.exit(1)
 
 
 if __name__ == "__main__":

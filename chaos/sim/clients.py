@@ -54,6 +54,7 @@ class Client:
             key = f"{self._name}-k{self._keys}"
             body = {**body, "idempotency_key": key}
         answer = NOT_APPLIED
+        await self._beat()
         for _ in range(rng.randint(1, TRIES_MAX)):
             answer = await self._once(verb, body, key, wait_s)
             if answer.ending in (Ending.DONE, Ending.REFUSED):
@@ -62,6 +63,12 @@ class Client:
                 return answer
             await asyncio.sleep(rng.uniform(0.01, 0.5))
         return answer
+
+    async def _beat(self) -> None:
+        """Wait for the moment at which many clients call at once."""
+        beat_s = self.world.plan.beat_s
+        if beat_s:
+            await asyncio.sleep(beat_s - self.world.queue.now_s % beat_s)
 
     async def _once(self, verb: str, body: dict[str, Any], key: str | None, wait_s: float) -> Answer:
         world, rng, loop = self.world, self.rng, self.loop

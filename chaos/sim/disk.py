@@ -297,6 +297,10 @@ class SimFile:
         )
         self._disk.watch.wrote(self._disk.node_id, "pwrite", self._path, inode)
 
+    def reserve(self, size: int) -> None:
+        if size > len(self._inode.data):
+            self._handle.refuse_if_full(self._path)
+
     def truncate(self, size: int) -> None:
         self._handle.step("truncate", self._path, lambda: self._inode.truncate(size))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chaos.sim.disk import KEPT_MS, Inode
@@ -32,6 +33,7 @@ class Faults:
         self._world = world
         self.rng = random.Random(f"{world.plan.seed} faults")
         self._undo: dict[int, Undo] = {}
+        self._calm = world.network.weather
         self._healed = False
         self._harmed: set[str] = set()
         """Nodes whose disk was damaged: never more than a minority."""
@@ -45,8 +47,7 @@ class Faults:
         self._healed = True
         for number in list(self._undo):
             self._end(number)
-        calm = Weather()
-        self._world.network.weather = calm
+        self._world.network.weather = Weather()
         self._world.calls.answers_lost = 0.0
         for machine in self._world.machines.values():
             machine.deadly = None
@@ -124,11 +125,14 @@ class Faults:
     def _pause(self, fault: Fault) -> Undo:
         processes = [machine.process for machine in self._machines(fault) if machine.process is not None]
         for process in processes:
+            self._world.tell(process.node_id, "pause", "stands still")
             process.loop.hold()
             self._world.network.await_pongs_of(process.node_id)
 
         def undo() -> None:
             for process in processes:
+                if not process.loop.is_gone:
+                    self._world.tell(process.node_id, "resume", "goes on")
                 process.loop.release()
 
         return undo
@@ -290,18 +294,15 @@ class Faults:
     def _storm(self, fault: Fault) -> Undo:
         network, before = self._world.network, self._world.network.weather
         delay_s = fault.args["delay_ms"] / 1000
-        network.weather = Weather(
+        network.weather = replace(
+            before,
             delay_s=(before.delay_s[0], before.delay_s[1] + delay_s),
             loss=min(0.5, before.loss + fault.args["loss"]),
             duplicate=min(0.5, before.duplicate + fault.args["duplicate"]),
-            late=before.late,
         )
 
         def undo() -> None:
-            plan = self._world.plan
-            network.weather = Weather(
-                (plan.delay_ms[0] / 1000, plan.delay_ms[1] / 1000), plan.loss, plan.duplicate, plan.late
-            )
+            network.weather = self._calm
 
         return undo
 

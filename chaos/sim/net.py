@@ -9,6 +9,7 @@ refused while its machine is up.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -39,6 +40,8 @@ class Weather:
     delay_s: tuple[float, float] = (0.0002, 0.0008)
     loss: float = 0.0
     duplicate: float = 0.0
+    grain_s: float = 0.0
+    """Messages arrive at multiples of it, several at once: a loop that is busy reads its sockets so."""
     late: float = 0.0
     """The chance of a message to take ten times as long."""
 
@@ -196,8 +199,11 @@ class Network:
             connection.held_back.append(frame)
             return
         at_s = self.queue.now_s + source.loop.ahead_s + self.delay_s(source.node_id, target.node_id)
-        if at_s <= connection.arrived_s:
-            at_s = connection.arrived_s + 1e-6
+        grain_s = self.weather.grain_s
+        if grain_s:
+            at_s = math.ceil(at_s / grain_s) * grain_s
+        if at_s < connection.arrived_s:
+            at_s = connection.arrived_s
         connection.arrived_s = at_s
         target.loop.deliver(at_s, self._arrive, connection, frame, at_s)
         if self.weather.duplicate and self._random() < self.weather.duplicate:

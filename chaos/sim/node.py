@@ -45,8 +45,12 @@ SWEEP_S = 1.0
 class StableNode(Node):  # type: ignore[misc]
     """The library keeps nodes in sets; here their order is the same in every process that runs a seed."""
 
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self._place = crc32(id.encode())
+
     def __hash__(self) -> int:
-        return crc32(self.id.encode())
+        return self._place
 
 
 setattr(syncobj, "Node", StableNode)  # noqa: B010 - the module does not offer the name
@@ -110,6 +114,34 @@ class WatchedRebuilding(Rebuilding):
         rubble = super().replace()
         self._process.machine.world.monitors.restored(self._process.node_id, self._process.replica.machine)
         return rubble
+
+
+class Shelf:
+    """``FinalItems``: keeps for the checkers what becomes final, as whoever applies it first sees it."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world = world
+        self._process = process
+
+    def finished(self, index: int, work_id: str) -> None:
+        if self._is_first(index):
+            item = self._process.replica.machine.item(work_id)
+            if item is not None:
+                self._world.final_items[work_id.lower()] = item
+
+    def reopened(self, index: int, work_id: str) -> None:
+        if self._is_first(index):
+            self._world.final_items.pop(work_id.lower(), None)
+
+    def rescan(self, index: int) -> None:
+        """Nothing is missed: another replica applied what this one skips."""
+
+    def _is_first(self, index: int) -> bool:
+        through, holder = self._world.shelved
+        if index < through or (index == through and holder is not self._process):
+            return False
+        self._world.shelved = (index, self._process)
+        return True
 
 
 class Membership:
@@ -194,6 +226,7 @@ class Machine:
         process, self.process = self.process, None
         if process is None:
             return
+        self.world.tell(self.node_id, "down", "killed" if refuses else "without power")
         process.loop.vanish()
         self.world.network.vanish(self.node_id, refuses=refuses)
         self.world.calls.vanish(self.node_id)
@@ -232,7 +265,7 @@ class Process:
         self.replica = Replica(
             machine=StrictMachine(),
             clock=self.clock,
-            archive=None,
+            archive=Shelf(world, self),
             events=EventRing(EVENTS_KEPT),
             waiters_max=WAITERS_MAX,
         )

@@ -18,6 +18,10 @@ FAULT_EVERY_S = (1.5, 6.0)
 """The mean time between faults is drawn from here."""
 
 
+LEADER = -1
+"""Stands for whoever leads when the fault comes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Something bad at ``at_s`` for ``for_s`` seconds. ``nodes`` are numbers; what else it needs is in ``args``."""
@@ -32,7 +36,7 @@ class Fault:
         """For people."""
         parts = [f"{self.kind}"]
         if self.nodes:
-            parts.append(",".join(f"n{node + 1}" for node in self.nodes))
+            parts.append(",".join("leader" if node == LEADER else f"n{node + 1}" for node in self.nodes))
         if self.for_s:
             parts.append(f"for {self.for_s:.2f} s")
         parts += [f"{name}={value}" for name, value in self.args.items()]
@@ -57,6 +61,8 @@ class Plan:
     loss: float = 0.0
     duplicate: float = 0.0
     late: float = 0.0
+    grain_ms: float = 0.0
+    """Messages arrive at multiples of it."""
     answers_lost: float = 0.0
     sync_ms: tuple[float, float] = (0.05, 0.4)
     kept: float = 0.5
@@ -65,6 +71,8 @@ class Plan:
     clock_begins_s: tuple[float, ...] = ()
     wall_ahead_ms: tuple[int, ...] = ()
     ops_per_s: float = 20.0
+    beat_s: float = 0.0
+    """Clients begin at multiples of it, many at once; 0: whenever they like."""
     submitters: int = 3
     workers: int = 4
     lease_ms: tuple[int, int] = (800, 4000)
@@ -108,10 +116,6 @@ def _some(rng: random.Random, voters: int) -> tuple[int, ...]:
 def _minority(rng: random.Random, voters: int) -> tuple[int, ...]:
     count = (voters - 1) // 2
     return tuple(sorted(rng.sample(range(voters), rng.randint(1, count)))) if count else ()
-
-
-LEADER = -1
-"""Stands for whoever leads when the fault comes."""
 
 
 def _target(rng: random.Random, voters: int) -> tuple[int, ...]:
@@ -287,6 +291,9 @@ def draw(seed: int, *, voters: int | None = None, seconds: float = 60.0, without
     election_min_ms = round(heartbeat_ms * rng.choice((3.5, 4, 6)))
     election_max_ms = round(election_min_ms * rng.choice((1.3, 1.7, 2.5)))
     apart = rng.random() < 0.3
+    beat_s = rng.choice((0.0, 0.1, 0.5))
+    # Clients that wait for each other's moment take more of them for the same load.
+    crowd = 1 if not beat_s else 2 if beat_s < 0.5 else 4
     plan = Plan(
         seed=seed,
         voters=count,
@@ -301,6 +308,7 @@ def draw(seed: int, *, voters: int | None = None, seconds: float = 60.0, without
         loss=rng.choice((0.0, 0.0, 0.002, 0.02)),
         duplicate=rng.choice((0.0, 0.0, 0.01)),
         late=rng.choice((0.0, 0.01, 0.05)),
+        grain_ms=rng.choice((0.0, 0.25, 1.0)),
         answers_lost=rng.choice((0.0, 0.01, 0.05)),
         sync_ms=rng.choice(((0.05, 0.4), (0.1, 1.0), (1.0, 10.0))),
         kept=rng.choice((0.0, 0.5, 0.5, 0.9)),
@@ -308,8 +316,9 @@ def draw(seed: int, *, voters: int | None = None, seconds: float = 60.0, without
         clock_begins_s=tuple(round(rng.uniform(1, 1e6), 3) for _ in range(count)),
         wall_ahead_ms=tuple(rng.randint(-60_000, 60_000) if apart else rng.randint(-50, 50) for _ in range(count)),
         ops_per_s=20.0,
-        submitters=rng.randint(2, 4),
-        workers=rng.randint(2, 6),
+        beat_s=beat_s,
+        submitters=rng.randint(2, 4) * crowd,
+        workers=rng.randint(2, 6) * crowd,
         lease_ms=rng.choice(((500, 1500), (800, 4000), (3000, 10_000))),
         retention_ms=rng.choice((3_000, 20_000, 600_000)),
         payload_bytes=rng.choice((0, 64, 64, 2000)),

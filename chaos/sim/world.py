@@ -64,6 +64,17 @@ class Result:
     notes: list[Note] = field(default_factory=list)
 
 
+def weather_of(plan: Plan) -> Weather:
+    """The network's own ways, without faults."""
+    return Weather(
+        delay_s=(plan.delay_ms[0] / 1000, plan.delay_ms[1] / 1000),
+        loss=plan.loss,
+        duplicate=plan.duplicate,
+        late=plan.late,
+        grain_s=plan.grain_ms / 1000,
+    )
+
+
 class World:
     """Everything that exists in one run."""
 
@@ -77,13 +88,7 @@ class World:
         self._keeps_notes = keep_notes
         self.monitors = Monitors(self._rng("monitors"), lambda kind, text: self.tell("*", kind, text))
         self.limits = limits(plan.retention_ms)
-        weather = Weather(
-            delay_s=(plan.delay_ms[0] / 1000, plan.delay_ms[1] / 1000),
-            loss=plan.loss,
-            duplicate=plan.duplicate,
-            late=plan.late,
-        )
-        self.network = Network(self.queue, self._rng("network"), weather)
+        self.network = Network(self.queue, self._rng("network"), weather_of(plan))
         self.network.on_message = self.monitors.said
         self.calls = Calls(self.network, self._rng("calls"))
         self.calls.answers_lost = plan.answers_lost
@@ -98,6 +103,9 @@ class World:
         self.graveyard: list[Process] = []
         self.known: list[str] = []
         """Ids of items that clients have seen."""
+        self.final_items: dict[str, dict[str, Any]] = {}
+        """Every item that became final, as it then was, also after it retired."""
+        self.shelved: tuple[int, Process | None] = (0, None)
         self.is_submitting = True
         self.is_over = False
         self.ops: list[Op] = []
@@ -280,12 +288,18 @@ class World:
         self.graveyard.clear()
 
     def _bury_all(self) -> None:
+        self._keeps_notes = False
         for machine in self.machines.values():
             machine.kill()
         for client in self._clients:
             client.loop.vanish()
             client.loop.bury()
         self._bury()
+
+    def _items(self, process: Process) -> dict[str, dict[str, Any]]:
+        machine = process.replica.machine
+        views = (machine.item(work_id) for work_id in machine.tables.items)
+        return {view["work_id"].lower(): view for view in views if view is not None}
 
     def _result(self) -> Result:
         violation = self.monitors.violation
@@ -306,8 +320,8 @@ class World:
                     node=process.node_id,
                     index=process.replica.machine.index,
                     digest=process.replica.machine.digest(),
-                    items={},
-                    archived={},
+                    items=self._items(process),
+                    archived=self.final_items,
                 )
                 for process in self._standing()
             ],
