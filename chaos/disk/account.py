@@ -9,11 +9,13 @@ from typing import Any
 
 from chaos.disk.walk import open_log, payload, state_chunks
 from ringraft.consensus.replog.files import LOCAL_DISK, Disk
-from ringraft.consensus.replog.journal import Journal
+from ringraft.consensus.replog.journal import STAND_IN, Journal
 from ringraft.consensus.replog.snapshot import Snapshot
 
 Terms = dict[int, int]
 """index: term, of the entries of a log."""
+KeptVote = tuple[int, str | None]
+"""(term, voted for)"""
 
 
 class Lost(Exception):
@@ -22,24 +24,27 @@ class Lost(Exception):
 
 @dataclass(slots=True)
 class Account:
-    """Built up from a walk's lines; ``judge`` compares it with the directory and goes on from what is there."""
+    """Built up from a walk's lines; ``judge`` compares it with the directory and goes on from what is there.
+
+    What a sync covered when it began is kept once it returned. Of what came later any prefix may be
+    there, and a vote ahead of the entries that came before it.
+    """
 
     terms: Terms = field(default_factory=dict)
     """The log as of ``steps[0]``."""
+    vote: KeptVote = (0, None)
+    """Likewise."""
     steps: list[list[Any]] = field(default_factory=list)
-    """What was done to it since: adds, truncations, installations."""
+    """What was done since: adds, truncations, installations, votes."""
     covered: int = 0
-    """So many of the steps survive a power cut."""
-    vote: tuple[int, str | None] = (0, None)
-    asked_vote: tuple[int, str | None] = (0, None)
+    """So many of the steps are kept."""
     snapshot: tuple[int, int] = (0, 0)
     """(index, term) of the newest that is durable."""
     asked_snapshot: tuple[int, int] = (0, 0)
     acknowledged: int = 0
-    """Entries and votes that were known to be durable, over all lives."""
+    """Entries and votes that were known to be kept, over all lives."""
     asked: list[Any] | None = None
     _sync_from: int = 0
-    _synced_entries: int = 0
 
     def read(self, lines: bytes) -> None:
         """Take the lines of one life; a last one that was cut short never was said."""
@@ -50,53 +55,22 @@ class Account:
         match words:
             case ["ask", *asked]:
                 self.asked = asked
-                if asked[0] == "vote":
-                    self.asked_vote = (asked[1], asked[2])
-                elif asked[0] in ("snapshot", "install"):
+                if asked[0] in ("snapshot", "install"):
                     self.asked_snapshot = (asked[1], asked[2])
             case ["did"]:
                 assert self.asked is not None
-                self._did(self.asked)
+                self.steps.append(self.asked)
+                if self.asked[0] in ("snapshot", "install"):
+                    self.snapshot = self.asked_snapshot
                 self.asked = None
             case ["sync"]:
                 self._sync_from = len(self.steps)
-            case ["synced", _index]:
-                self._cover(self._sync_from)
-            case ["open"]:
-                # Opening makes durable what it relies upon.
-                self._cover(len(self.steps))
+            case ["synced"]:
+                kept = self.steps[self.covered : self._sync_from]
+                self.acknowledged += sum(step[0] in ("add", "vote") for step in kept)
+                self.covered = max(self.covered, self._sync_from)
             case _:
                 raise AssertionError(f"a walk says {words}")
-
-    def _did(self, done: list[Any]) -> None:
-        match done:
-            case ["vote", *_]:
-                self.vote = self.asked_vote
-                self.acknowledged += 1
-            case ["snapshot", *_]:
-                self.snapshot = self.asked_snapshot
-            case ["install", _index, _term, _prev_term, keeps]:
-                self.snapshot = self.asked_snapshot
-                self.steps.append(done)
-                if not keeps:
-                    self._cover(len(self.steps))
-            case _:
-                self.steps.append(done)
-
-    def _cover(self, count: int) -> None:
-        self.acknowledged += sum(step[0] == "add" for step in self.steps[self.covered : count])
-        self.covered = max(self.covered, count)
-
-    def judge(self, directory: Path, *, is_power_cut: bool, disk: Disk = LOCAL_DISK) -> None:
-        """Open the directory and compare. Raises Lost, and what opening raises; then the next life can begin."""
-        journal, snapshot = open_log(directory, disk)
-        try:
-            self._judge_vote(journal)
-            self._judge_snapshot(snapshot)
-            self._judge_log(journal, snapshot, is_power_cut=is_power_cut)
-            self._go_on_from(journal, snapshot)
-        finally:
-            journal.close()
 
     @classmethod
     def of(cls, directory: Path) -> Account:
@@ -107,10 +81,25 @@ class Account:
         journal.close()
         return account
 
+    def judge(self, directory: Path, *, disk: Disk = LOCAL_DISK) -> None:
+        """Open the directory and compare. Raises Lost, and what opening raises; then the next life can begin."""
+        journal, snapshot = open_log(directory, disk)
+        try:
+            self._judge_vote(journal)
+            self._judge_snapshot(snapshot)
+            self._judge_log(journal, snapshot)
+            self._go_on_from(journal, snapshot)
+        finally:
+            journal.close()
+
     def _judge_vote(self, journal: Journal) -> None:
-        vote = (journal.getCurrentTerm(), journal.getVotedForNodeId())
-        if vote not in (self.vote, self.asked_vote):
-            raise Lost(f"vote {self.vote} was kept and {self.asked_vote} asked for, but {vote} is there")
+        found = (journal.getCurrentTerm(), journal.getVotedForNodeId())
+        votes = [self.vote]
+        for number, step in enumerate(self._all_steps()):
+            if step[0] == "vote":
+                votes = [*(votes if number >= self.covered else []), (step[1], step[2])]
+        if found not in votes:
+            raise Lost(f"vote {votes[0]} was kept, {votes[1:]} came later, but {found} is there")
 
     def _judge_snapshot(self, snapshot: Snapshot | None) -> None:
         found = (snapshot.index, snapshot.term) if snapshot is not None else (0, 0)
@@ -119,40 +108,39 @@ class Account:
         if snapshot is not None and list(snapshot.chunks()) != state_chunks(*found):
             raise Lost(f"the snapshot at {found} holds something else than was written")
 
-    def _judge_log(self, journal: Journal, snapshot: Snapshot | None, *, is_power_cut: bool) -> None:
+    def _judge_log(self, journal: Journal, snapshot: Snapshot | None) -> None:
         index = snapshot.index if snapshot is not None else 0
         if journal.first_index > max(1, index - 1):
             raise Lost(f"the log begins at {journal.first_index}, after the snapshot at {index}")
         for command, at, term in journal[:]:
-            is_stand_in = at == index - 1 and command == b"\x01"
+            is_stand_in = at == index - 1 and command == STAND_IN
             if command != payload(at, term) and not is_stand_in:
                 raise Lost(f"entry {at} of term {term} holds something else than was written")
         found = {at: term for _command, at, term in journal[:]}
-        possible = self.possible(is_power_cut=is_power_cut)
+        possible = self.possible()
         if not any(agrees(found, terms, index) for terms in possible):
-            least, most = possible[0], possible[-1]
             raise Lost(
-                f"the log {_summary(found)} is none that was: kept {_summary(least)}, written {_summary(most)}, "
-                f"snapshot {index}, asked {self.asked}"
+                f"the log {_summary(found)} is none that was: kept {_summary(possible[0])}, "
+                f"written {_summary(possible[-1])}, snapshot {index}, asked {self.asked}"
             )
 
-    def possible(self, *, is_power_cut: bool) -> list[Terms]:
-        """Every log that may be found: after a power cut as of some step since the last sync, else as of the last."""
-        steps = self.steps if self.asked is None else [*self.steps, self.asked]
+    def possible(self) -> list[Terms]:
+        """Every log that may be found: as of each step since what is kept."""
         terms = dict(self.terms)
-        found = []
-        first = self.covered if is_power_cut else len(self.steps)
-        for count in range(len(steps) + 1):
-            if count:
-                _apply(terms, steps[count - 1])
-            if count >= first:
+        found = [dict(terms)] if self.covered == 0 else []
+        for number, step in enumerate(self._all_steps(), 1):
+            _apply(terms, step)
+            if number >= self.covered:
                 found.append(dict(terms))
         return found
+
+    def _all_steps(self) -> list[list[Any]]:
+        return self.steps if self.asked is None else [*self.steps, self.asked]
 
     def _go_on_from(self, journal: Journal, snapshot: Snapshot | None) -> None:
         self.terms = {index: term for _command, index, term in journal[:]}
         self.steps, self.covered, self.asked, self._sync_from = [], 0, None, 0
-        self.vote = self.asked_vote = (journal.getCurrentTerm(), journal.getVotedForNodeId())
+        self.vote = (journal.getCurrentTerm(), journal.getVotedForNodeId())
         self.snapshot = self.asked_snapshot = (snapshot.index, snapshot.term) if snapshot is not None else (0, 0)
 
 

@@ -33,13 +33,18 @@ class _BufferedFile(LocalFile):
         self._waiting.append((data, offset))
 
     def sync(self) -> None:
-        while self._waiting:
+        while len(self._waiting) > 1:
             super().pwrite(*self._waiting.pop(0))
         super().sync()
 
+    def close(self) -> None:
+        for data, offset in self._waiting:
+            super().pwrite(data, offset)
+        super().close()
+
 
 class BufferedDisk(LocalDisk):
-    """It keeps writes in memory until the next sync: the death of a process shows it."""
+    """It keeps the newest write to a file in memory, synced or not: the death of a process shows it."""
 
     def open(self, path: Path, *, create: bool = False) -> LocalFile:
         return _BufferedFile(descriptor(path, create))

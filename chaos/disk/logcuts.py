@@ -15,7 +15,7 @@ from ringraft.consensus.replog.files import Disk, DiskFailed
 from ringraft.consensus.replog.recovery import JournalDamaged
 from ringraft.consensus.replog.snapshot import SnapshotDamaged
 
-LIFE_S_MAX = 0.12
+LIFE_S_MAX = 0.2
 CUTS_PER_VOLUME = 50
 """Then the file system is made anew, so that first starts are met again and again."""
 
@@ -60,4 +60,4 @@ def _cut_once(volume: Volume, account: Account, seed: int, life_s: float, disk: 
     volume.mount()
     if code == EXIT_BROKEN:
         raise Lost("the walk ended by an exception; see above")
-    account.judge(volume.path / "data", is_power_cut=True)
+    account.judge(volume.path / "data")

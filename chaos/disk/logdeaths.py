@@ -38,7 +38,7 @@ def origin(path: Path, seed: int, lives: int) -> Path:
         life.listen(time.monotonic() + LIFE_S_MAX)
         assert life.wait() == 0, "a life without faults ends well"
         account.read(bytes(life.said))
-        account.judge(path / "data", is_power_cut=False)
+        account.judge(path / "data")
     return path
 
 
@@ -137,7 +137,7 @@ def _judge(account: Account, life: Life, place: Path, code: int, expected: int, 
     try:
         if code == EXIT_BROKEN or code != expected:
             raise Lost(f"it ended with {code}, not {expected}")
-        account.judge(place / "data", is_power_cut=False)
+        account.judge(place / "data")
     except (Lost, JournalDamaged, SnapshotDamaged, DiskFailed) as fault:
         done.violations.append(f"{what}: {type(fault).__name__}: {fault}")
         done.lost += isinstance(fault, Lost)

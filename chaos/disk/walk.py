@@ -71,7 +71,6 @@ class Walk:
         self._journal, snapshot = open_log(directory, disk, segment_bytes=rng.choice((2048, 8192, 32768)))
         self._store = SnapshotStore(directory / SNAPSHOTS, disk=disk)
         self._snapshot = snapshot.index if snapshot is not None else 0
-        tell(["open"])
         self._vote(self._journal.getCurrentTerm() + 1, rng.choice((None, "n1")))
 
     def steps(self, count: int) -> None:
@@ -121,7 +120,7 @@ class Walk:
     def _sync(self) -> None:
         self._tell(["sync"])
         self._journal.sync()
-        self._tell(["synced", self._journal.synced_index])
+        self._tell(["synced"])
 
     def _sync_beside(self) -> None:
         """Sync in another thread while entries are added, as a node does."""
@@ -142,7 +141,7 @@ class Walk:
             thread.join()
         if failures:
             raise failures[0]
-        self._tell(["synced", self._journal.synced_index])
+        self._tell(["synced"])
 
     def _next_term(self) -> None:
         term = self._journal.getCurrentTerm() + 1
