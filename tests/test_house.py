@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "membership": {"state", "config", "settings", "clock", "consensus"},
     "training": {"worker", "schema", "config"},
     "worker": {"client", "training", "config", "settings", "schema", "clock"},
-    "cli": {"client", "config", "settings"},
+    "cli": {"client", "config", "settings", "rescue"},
 }
 """Which other parts of the package a part may see. Those not named here see what they need."""
 

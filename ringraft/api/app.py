@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ringraft.api import admin, election, events, health, metrics, nodes, openapi, raft, strictjson, work
+from ringraft.api import admin, backup, election, events, health, metrics, nodes, openapi, raft, strictjson, work
 from ringraft.api.auth import Credentials, Role
 from ringraft.api.call import Call, Reply
 from ringraft.api.gate import Gate, WebHandler, stamp
@@ -32,6 +32,7 @@ def route_table(submission: Submission, *, timeout_s_max: float) -> list[Route]:
         *election.routes(),
         *nodes.routes(),
         *admin.routes(),
+        *backup.routes(),
         *metrics.routes(),
     ]
     described = Answer(200, "This document.", MAP, {"openapi": "3.1.0"})

@@ -56,6 +56,8 @@ class Service:
         self.host_rule = HostRule(host_names([*own, *settings.cluster.voters.values(), *settings.cluster.join]))
         self.upstream: Upstream
         self.event_readers = 0
+        self.is_backing_up = False
+        """Somebody reads a backup: it keeps what changes meanwhile in memory, so one at a time."""
         self.stopping = asyncio.Event()
         """Set when the application shuts down: streams and long polls end."""
 

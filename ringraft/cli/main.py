@@ -20,6 +20,7 @@ LAZY = {
     "demo": "ringraft.cli.demo:demo",
     "status": "ringraft.cli.status:status",
     "work": "ringraft.cli.work:work",
+    "backup": "ringraft.cli.backup:backup",
     "config": "ringraft.cli.show_config:config",
 }
 """Commands by name; a command's module is imported when it is called, so that ``--help`` is quick."""

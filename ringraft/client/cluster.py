@@ -6,7 +6,7 @@ import asyncio
 import json as jsonlib
 import random
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
@@ -158,6 +158,37 @@ class Client:
                     failure.outcome = "unknown"
                 raise failure
             await asyncio.sleep(pause_s)
+
+    async def download(
+        self, path: str, take: Callable[[bytes], None], *, params: Mapping[str, Any] | None = None, stall_s: float
+    ) -> None:
+        """Hand the body of ``GET path`` to ``take``, piece by piece, from the first address that answers.
+
+        Raises ApiError; Unreachable when nobody answers, or when nothing comes for ``stall_s`` seconds or
+        the connection breaks: what was taken until then is not whole.
+        """
+        query = f"?{urlencode(params)}" if params else ""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=TRY_S, sock_read=stall_s)
+        failure: Unreachable | None = None
+        for address in self.addresses:
+            url, has_begun = URL(address + path + query, encoded=True), False
+            try:
+                async with self.session().get(
+                    url, headers=self._headers, timeout=timeout, allow_redirects=False
+                ) as response:
+                    if response.status != 200:
+                        raw = await response.read()
+                        raise ApiError(response.status, _parse(raw, response.content_type), response.headers)
+                    async for piece in response.content.iter_any():
+                        has_begun = True
+                        take(piece)
+                    return
+            except (aiohttp.ClientError, TimeoutError) as error:
+                failure = Unreachable(f"{url.authority}: {error or type(error).__name__}", "not_applied")
+                if has_begun:
+                    break
+        assert failure is not None
+        raise failure
 
     def _hint(self, failure: ClientError, asked: str) -> str | None:
         """The leader's address when a refusal names one that was not just asked."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -137,6 +137,14 @@ class Archive:
         bodies, following = await self._read(lambda connection: _history(connection, filters, after, count))
         return [self._unseal(body) for body in bodies], following
 
+    async def newest_row(self) -> int:
+        """The place of the row stored last, for ``page``. Raises ArchiveBusy."""
+        return await self._read(_newest_row)
+
+    async def page(self, after: int, upto: int, limit: int) -> tuple[list[Sealed], int]:
+        """Rows stored after place ``after``, none beyond ``upto``, and the place of the last. Raises ArchiveBusy."""
+        return await self._read(lambda connection: _page(connection, after, upto, limit))
+
     async def count(self) -> int:
         """How many items are here. Raises ArchiveBusy."""
         return await self._read(_count)
@@ -201,6 +209,38 @@ class Archive:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+
+
+def fill(path: Path, rows: Iterable[Sealed]) -> int:
+    """Make an archive of these rows, for a node that has not started yet; how many. Raises sqlite3.Error."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.executescript(SCHEMA)
+        connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        connection.execute("BEGIN")
+        counted = 0
+        for row in rows:
+            connection.execute("INSERT OR REPLACE INTO item VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            counted += 1
+        connection.execute("COMMIT")
+    finally:
+        connection.close()
+    path.chmod(0o600)
+    return counted
+
+
+def _newest_row(connection: sqlite3.Connection) -> int:
+    (newest,) = connection.execute("SELECT MAX(rowid) FROM item").fetchone()
+    return int(newest or 0)
+
+
+def _page(connection: sqlite3.Connection, after: int, upto: int, limit: int) -> tuple[list[Sealed], int]:
+    rows = connection.execute(
+        "SELECT rowid, key, state, work_type, grp, node_id, finished_wall_ms, body FROM item "
+        "WHERE rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?",
+        (after, upto, limit),
+    ).fetchall()
+    return [Sealed(*row[1:]) for row in rows], rows[-1][0] if rows else upto
 
 
 def _body(connection: sqlite3.Connection, key: str) -> bytes | None:

@@ -124,6 +124,10 @@ class DataDirectory:
             )
         return replace(stored, cluster_id=settled or cluster_id or proposed, incarnation=stored.incarnation + 1)
 
+    def identity(self) -> Identity | None:
+        """Who this directory belongs to; None when nobody has started here. Raises StartRefused."""
+        return self._read()
+
     def save(self, identity: Identity) -> None:
         """Write ``cluster.json`` durably."""
         temporary = self.path / (IDENTITY_FILE + ".new")

@@ -217,6 +217,17 @@ class RemoveVoter:
     basis: int
 
 
+@record
+class Refound:
+    """Another life of this state, in a new generation: who keeps its log. Done: ``{status: refounded}``.
+
+    Never in a log: what restores a backup or recovers a directory applies it to the image it begins with.
+    """
+
+    voters: tuple[VoterRecord, ...]
+    formation_id: str
+
+
 VOTER_CHANGES = (FormVoters, AdmitVoter, AddLearner, RemoveVoter)
 """What changes who keeps the log or whose copy counts."""
 

@@ -60,6 +60,7 @@ DECIDERS: dict[type[Any], Decider] = {
     ops.AdmitVoter: voter.admit,
     ops.AddLearner: voter.add_learner,
     ops.RemoveVoter: voter.remove,
+    ops.Refound: voter.refound,
 }
 
 KEYED = (ops.Add, ops.AddBatch, ops.Claim, ops.Cancel, ops.Retry)

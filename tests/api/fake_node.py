@@ -174,6 +174,9 @@ class FakeArchive:
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
 
+    async def newest_row(self) -> int:
+        return 0
+
     async def item(self, work_id: str) -> dict[str, Any] | None:
         return self.rows.get(work_id)
 

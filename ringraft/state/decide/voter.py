@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ringraft.state import commands as ops
-from ringraft.state.model import Done, Rejected
+from ringraft.state.model import Done, Epoch, Rejected
 from ringraft.state.records import VoterRecord
 from ringraft.state.tables import At, Decision, Tables
 
@@ -48,6 +48,20 @@ def form(tables: Tables, op: ops.FormVoters, at: At) -> Decision | Rejected:
         return Rejected("invalid_field", told, (("/founders", told),))
     news = ("VOTERS_FORMED", {"voters": [founder.node_id for founder in op.founders]})
     return _changed(at, rows, "formed", news, formation_id=op.formation_id)
+
+
+def refound(tables: Tables, op: ops.Refound, at: At) -> Decision | Rejected:
+    if at.epoch.generation <= tables.epoch.generation:
+        return Rejected("conflict", f"generation {at.epoch.generation} is not newer than {tables.epoch.generation}")
+    rows: dict[str, VoterRecord | None] = {record.node_id.lower(): record for record in op.voters}
+    if not 0 < len(op.voters) <= VOTERS_MAX or len(rows) != len(op.voters):
+        told = f"those who keep the log are 1 to {VOTERS_MAX} nodes with different ids, not {len(op.voters)}"
+        return Rejected("invalid_field", told)
+    if not op.formation_id or not any(record.is_voter for record in op.voters):
+        return Rejected("invalid_field", "a formation has an id, and at least one voter")
+    gone: dict[str, VoterRecord | None] = {name: None for name in tables.voters}
+    news = ("CLUSTER_REFOUNDED", {"voters": [record.node_id for record in op.voters if record.is_voter]})
+    return _changed(at, gone | rows, "refounded", news, formation_id=op.formation_id, epoch=at.epoch)
 
 
 def announce(tables: Tables, op: ops.AnnounceVoter, at: At) -> Decision | Rejected:
@@ -120,9 +134,10 @@ def _changed(
     status: str,
     news: tuple[str, dict[str, Any]],
     formation_id: str | None = None,
+    epoch: Epoch | None = None,
 ) -> Decision:
     done = Done({"status": status, "index": at.index})
-    return Decision(done, news=(news,), voters=voters, changes_voters=True, formation_id=formation_id)
+    return Decision(done, news=(news,), voters=voters, changes_voters=True, formation_id=formation_id, epoch=epoch)
 
 
 def _said(record: VoterRecord, op: ops.AnnounceVoter | ops.AdmitVoter, at: At) -> VoterRecord:
