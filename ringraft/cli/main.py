@@ -21,6 +21,7 @@ LAZY = {
     "status": "ringraft.cli.status:status",
     "work": "ringraft.cli.work:work",
     "backup": "ringraft.cli.backup:backup",
+    "recover": "ringraft.cli.recover:recover",
     "config": "ringraft.cli.show_config:config",
 }
 """Commands by name; a command's module is imported when it is called, so that ``--help`` is quick."""
