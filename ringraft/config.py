@@ -51,12 +51,16 @@ __all__ = [
     "WorkerSettings",
     "default_files",
     "defaults_text",
+    "failpoint",
     "inherited_environment",
     "load_settings",
 ]
 
 ENV_PREFIX = "RINGRAFT_"
-ENV_RESERVED = frozenset({"RINGRAFT_ADDR", "RINGRAFT_TOKEN", "RINGRAFT_TOKEN_FILE", "RINGRAFT_PYTHON", "RINGRAFT_VENV"})
+ENV_FAILPOINT = "RINGRAFT_FAILPOINT"
+ENV_RESERVED = frozenset(
+    {"RINGRAFT_ADDR", "RINGRAFT_TOKEN", "RINGRAFT_TOKEN_FILE", "RINGRAFT_PYTHON", "RINGRAFT_VENV", ENV_FAILPOINT}
+)
 """Names that the command line and the scripts read; no settings."""
 ENV_EXECUTOR = frozenset(
     f"RINGRAFT_{name}" for name in ("ITEM_FILE", "RESULT_FILE", "ERROR_FILE", "PROGRESS_FILE", "OUTPUT_DIR")
@@ -138,6 +142,11 @@ def defaults_text() -> str:
     if packaged.is_file():
         return packaged.read_text("utf-8")
     return (Path(__file__).resolve().parent.parent / "config" / "defaults.yaml").read_text("utf-8")
+
+
+def failpoint() -> str | None:
+    """``name:count:action`` of the point at which a test wants this process to fail; None outside of tests."""
+    return os.environ.get(ENV_FAILPOINT)
 
 
 def inherited_environment() -> dict[str, str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from chaos.sim.loop import Died, NodeLoop
+from ringraft.failpoints import step_of
 
 SECTOR = 512
 KEPT_MS = (0.05, 0.4)
@@ -178,7 +179,8 @@ class DiskHandle:
         self._loop = loop
         self._die = die
         self.deadly: tuple[str, int, str] | None = None
-        """(point or "", how many of them are left, before|torn|after): where this process will die."""
+        """(step of ``ringraft.failpoints`` or "" for any, how many of them are left, before|torn|after): its death."""
+        self._renamed: dict[Path, Path] = {}
 
     # Every operation goes through here.
 
@@ -188,13 +190,17 @@ class DiskHandle:
             raise Died
         disk.operations += 1
         if self.deadly is not None:
-            self._maybe_die(f"{operation} {path.name}", act, torn)
+            self._maybe_die(step_of(operation, self.present(path)), act, torn)
         act()
 
-    def _maybe_die(self, point: str, act: Callable[[], None], torn: Callable[[], None] | None) -> None:
+    def present(self, path: Path) -> Path:
+        """The name that a file has now which was opened as ``path``."""
+        return self._renamed.get(path, path)
+
+    def _maybe_die(self, step: str | None, act: Callable[[], None], torn: Callable[[], None] | None) -> None:
         assert self.deadly is not None
         name, left, moment = self.deadly
-        if name and not point.startswith(name):
+        if name and name != step:
             return
         if left > 1:
             self.deadly = (name, left - 1, moment)
@@ -226,6 +232,7 @@ class DiskHandle:
         disk = self._disk
         if create:
             self.refuse_if_full(path)
+            self._renamed.pop(path, None)
             self.step("create", path, lambda: disk.move(path, Inode()))
         elif self._loop.is_gone:
             raise Died
@@ -242,8 +249,9 @@ class DiskHandle:
     def replace(self, source: Path, target: Path) -> None:
         disk = self._disk
         inode = disk.names[source]
-        self.step("replace", target, lambda: disk.move(target, inode, source))
-        disk.watch.wrote(disk.node_id, "replace", target, inode)
+        self.step("rename", target, lambda: disk.move(target, inode, source))
+        self._renamed[source] = target
+        disk.watch.wrote(disk.node_id, "rename", target, inode)
 
     def remove(self, path: Path) -> None:
         disk = self._disk
@@ -293,9 +301,8 @@ class SimFile:
             inode.write(data[:room], offset)
             handle.refuse_if_full(self._path)
         handle.step(
-            "pwrite", self._path, lambda: inode.write(data, offset), lambda: inode.write(data[: len(data) // 2], offset)
+            "write", self._path, lambda: inode.write(data, offset), lambda: inode.write(data[: len(data) // 2], offset)
         )
-        self._disk.watch.wrote(self._disk.node_id, "pwrite", self._path, inode)
 
     def reserve(self, size: int) -> None:
         if size > len(self._inode.data):

@@ -40,7 +40,10 @@ class Faults:
 
     def arm(self) -> None:
         for number, fault in enumerate(self._world.plan.faults):
-            self._world.after(fault.at_s, self._begin, number, fault)
+            if fault.at_s <= 0:
+                self._begin(number, fault)
+            else:
+                self._world.after(fault.at_s, self._begin, number, fault)
 
     def heal(self) -> None:
         """Everything is over, at once."""
@@ -341,7 +344,8 @@ class Faults:
 
     def _die_in_disk(self, fault: Fault) -> None:
         machine = self._machines(fault)[0]
-        machine.deadly = (fault.args["point"], fault.args["count"], fault.args["moment"])
+        machine.dead_for_s = fault.for_s
+        machine.deadly = (fault.args["step"], fault.args["count"], fault.args["moment"])
         if machine.process is not None:
             machine.process.disk.deadly, machine.deadly = machine.deadly, None
 

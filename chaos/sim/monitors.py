@@ -291,7 +291,7 @@ class VoteWatch:
         self._is_new: set[str] = set()
 
     def wrote(self, node_id: str, operation: str, path: Path, inode: Inode) -> None:
-        if operation == "replace":
+        if operation == "rename":
             if path.name == VOTE_NAME:
                 self._is_new.add(node_id)
         elif operation == "sync_directory" and node_id in self._is_new:

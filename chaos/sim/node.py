@@ -205,6 +205,8 @@ class Machine:
         self.refusal: str | None = None
         """Why its disk is good for nothing any more."""
         self.deadly: tuple[str, int, str] | None = None
+        """Where its next process will die, as in ``DiskHandle``; and for how long it then stays away."""
+        self.dead_for_s = 0.0
 
     def start(self) -> None:
         """Begin a process, unless one runs or a fault keeps the machine down."""

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ringraft.failpoints import STEPS
+
 WARM_UP_S = 2.0
 """No faults before the first leader."""
 FAULT_EVERY_S = (1.5, 6.0)
@@ -215,16 +217,9 @@ def _full_disk(rng: random.Random, voters: int) -> dict[str, Any]:
     return {"nodes": _minority(rng, voters) or _one(rng, voters), "for_s": _short(rng, 0.5, 8.0)}
 
 
-DEADLY_POINTS = (
-    "", "", "pwrite journal-", "sync journal-", "replace journal-", "replace vote", "sync vote", "pwrite snapshot-",
-    "sync snapshot-", "replace snapshot-", "remove", "sync_directory",
-)  # fmt: skip
-"""Operation and the beginning of a file's name; nothing stands for any."""
-
-
 def _die_in_disk(rng: random.Random, voters: int) -> dict[str, Any]:
     args = {
-        "point": rng.choice(DEADLY_POINTS),
+        "step": rng.choice(("", "", *STEPS)),
         "count": rng.randint(1, 12), "moment": rng.choice(("before", "torn", "after")),
     }  # fmt: skip
     return {"nodes": _target(rng, voters)[:1], "for_s": _short(rng, 0.02, 4.0), "args": args}

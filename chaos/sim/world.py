@@ -138,11 +138,11 @@ class World:
         return result
 
     def _play(self) -> None:
+        self.faults.arm()
         for machine in self.machines.values():
             machine.start()
         for client in self._clients:
             client.begin()
-        self.faults.arm()
         if not self._run_until(self.plan.fault_s):
             return
         self.tell("*", "heal", "all faults are over")
@@ -267,7 +267,13 @@ class World:
         self.tell(machine.node_id, "died", "inside a disk operation")
         self.count("died_in_disk")
         machine.kill()
-        self.after(self.faults.rng.uniform(*RESTART_S), machine.start)
+        machine.down += 1
+
+        def come_back() -> None:
+            machine.down -= 1
+            machine.start()
+
+        self.after(max(RESTART_S[0], machine.dead_for_s), come_back)
 
     def after(self, delay_s: float, callback: Any, *args: Any) -> None:
         """Call something of the world's own, whatever stands still."""

@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ringraft.clock import Clock
+from ringraft.config import failpoint
 from ringraft.consensus.base import ProposalError, Role
 from ringraft.consensus.opening import VoterRemoved
 from ringraft.consensus.raft import RaftConsensus
 from ringraft.consensus.raft_config import RaftConfig
-from ringraft.consensus.replog.files import DiskFailed
+from ringraft.consensus.replog.files import LOCAL_DISK, Disk, DiskFailed
 from ringraft.consensus.replog.recovery import JournalDamaged
 from ringraft.consensus.replog.snapshot import SnapshotDamaged
 from ringraft.consensus.roll import Self
+from ringraft.failpoints import Failpoint, FailpointDisk
 from ringraft.membership.heartbeat import HeartbeatMembership
 from ringraft.node.archive import Archive, ArchiveDamaged
 from ringraft.node.backlog import Backlog
@@ -43,6 +45,16 @@ HANDOVER_S = 2.0
 
 DRAIN_S = 2.0
 """How long a stopping voter archives; the rest follows after the next start."""
+
+
+def _disk(armed: str | None) -> Disk:
+    """This machine's disk, which fails where a test wants it to. Raises StartRefused."""
+    if armed is None:
+        return LOCAL_DISK
+    try:
+        return FailpointDisk(LOCAL_DISK, Failpoint.parse(armed))
+    except ValueError as fault:
+        raise StartRefused(f"RINGRAFT_FAILPOINT: {fault}") from fault
 
 
 class Voter:
@@ -106,6 +118,7 @@ class Voter:
             rng=random.Random(),
             on_failure=on_failure,
             on_removed=on_removed,
+            disk=_disk(failpoint()),
         )
         self.replica.attach(self.consensus)
         self.elections = Elections(clock)
