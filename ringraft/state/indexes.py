@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ringraft.state.lazyheap import LazyHeap
-from ringraft.state.model import WorkState
+from ringraft.state.model import LEASED, WorkState
 from ringraft.state.order import AgeOrder
 from ringraft.state.records import ClassKey, Item, ItemSpec, KeyId, KeyRecord, ShapeKey
 
@@ -185,13 +185,13 @@ class Indexes:
             self.counts[work_type, now] = self.counts.get((work_type, now), 0) + 1
         if was == READY or now == READY:
             self._move_ready(spec, now == READY)
-        was_pending = old is not None and old.state is WorkState.PENDING
-        is_pending = new is not None and new.state is WorkState.PENDING
+        was_state, is_state = old.state if old is not None else None, new.state if new is not None else None
+        was_pending, is_pending = was_state is WorkState.PENDING, is_state is WorkState.PENDING
         if is_pending and not was_pending:
             self.pending.put(spec.id, (spec.seq, spec.id))
         elif was_pending and not is_pending:
             self.pending.drop(spec.id)
-        was_leased, is_leased = old is not None and old.is_leased, new is not None and new.is_leased
+        was_leased, is_leased = was_state in LEASED, is_state in LEASED
         if is_leased and not was_leased:
             assert new is not None and new.grant is not None
             self.leases.setdefault(new.grant.node_id.lower(), {})[spec.id] = None
@@ -219,7 +219,8 @@ class Indexes:
     def _arm(self, spec: ItemSpec, item: Item | None) -> None:
         log_ms = wall_ms = None
         if item is not None:
-            wall_ms = item.due_wall_ms()
+            if item.wake_wall_ms is not None:
+                wall_ms = item.due_wall_ms()
             # What a live item depends on is kept: its timer comes back with the last dependent's end.
             if item.end is None or spec.id not in self.dependents:
                 log_ms = item.due_log_ms()

@@ -31,16 +31,17 @@ class LazyHeap:
 
     def put(self, ref: Any, entry: tuple[Any, ...]) -> None:
         """Enter ``ref``, or move it, to where ``entry`` says; ``entry[-1]`` is ``ref``."""
-        is_move = ref in self.live
+        stale = self.live.get(ref)
         self.live[ref] = entry
         heappush(self._array, entry)
-        if is_move:
-            self._tidy()
+        if stale is not None:
+            self._tidy(stale)
 
     def drop(self, ref: Any) -> None:
         """Remove ``ref`` if it is there."""
-        if self.live.pop(ref, None) is not None:
-            self._tidy()
+        stale = self.live.pop(ref, None)
+        if stale is not None:
+            self._tidy(stale)
 
     def top(self) -> tuple[Any, ...] | None:
         """The smallest entry."""
@@ -62,10 +63,13 @@ class LazyHeap:
         """What it keeps its entries in."""
         return self.live, self._array
 
-    def _tidy(self) -> None:
+    def _tidy(self, stale: tuple[Any, ...]) -> None:
+        """``stale`` has just become so: keep the top live, and half of the array."""
         array, live = self._array, self.live
-        while array and live.get(array[0][-1]) is not array[0]:
+        if array[0] is stale:
             heappop(array)
+            while array and live.get(array[0][-1]) is not array[0]:
+                heappop(array)
         if len(array) > 2 * len(live) + SLACK:
             array[:] = live.values()
             heapify(array)

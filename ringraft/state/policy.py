@@ -74,7 +74,7 @@ def offered_classes(tables: Tables, work_types: tuple[str, ...] | None) -> Itera
 class Queue:
     """The items of one class that one node may have: strictly by priority, then age."""
 
-    __slots__ = ("_heads",)
+    __slots__ = ("_heads", "_is_taken", "_left")
 
     def __init__(self, shapes: list[Shape]) -> None:
         # (entry, shape number, shape, walk): the entry decides, because no two items share one.
@@ -84,23 +84,32 @@ class Queue:
             assert top is not None
             self._heads.append((top, number, shape, None))
         heapify(self._heads)
+        self._left = sum(len(shape.ready) for shape in shapes)
+        self._is_taken = False
+        """The first head is; what follows it is looked for when somebody asks for more."""
 
     def take(self) -> str:
         """The id of the best; there must be one."""
-        entry, number, shape, walk = self._heads[0]
-        if len(shape.ready) > 1:
-            if walk is None:
-                walk = shape.ready.walk()
-                next(walk)
-            following = next(walk, None)
-            if following is not None:
-                heapreplace(self._heads, (following, number, shape, walk))
-                return str(entry[-1])
-        heappop(self._heads)
-        return str(entry[-1])
+        if self._is_taken:
+            self._go_on()
+        self._is_taken = True
+        self._left -= 1
+        name: str = self._heads[0][0][-1]
+        return name
+
+    def _go_on(self) -> None:
+        _, number, shape, walk = self._heads[0]
+        if walk is None:
+            walk = shape.ready.walk()
+            next(walk)
+        following = next(walk, None)
+        if following is not None:
+            heapreplace(self._heads, (following, number, shape, walk))
+        else:
+            heappop(self._heads)
 
     def __bool__(self) -> bool:
-        return bool(self._heads)
+        return self._left > 0
 
 
 class Turns:

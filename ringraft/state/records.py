@@ -51,7 +51,8 @@ class ItemSpec:
         put = object.__setattr__
         put(self, "id", self.work_id.lower())
         put(self, "shape", (new.work_type, new.class_key, new.requirements, target, excluded))
-        put(self, "dependencies", tuple(dict.fromkeys(name.lower() for name in new.depends_on)))
+        dependencies = tuple(dict.fromkeys(name.lower() for name in new.depends_on)) if new.depends_on else ()
+        put(self, "dependencies", dependencies)
 
 
 class Grant(NamedTuple):

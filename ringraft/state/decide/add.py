@@ -230,13 +230,12 @@ class Births:
                 item = place(item, state, at)
             started[item.spec.id] = item
         self.items.update(started)
-        for answer in self.answers:
-            done = started.get(answer["work_id"].lower())
-            if done is not None and "state" not in answer and answer["status"] == "added":
-                why = unsatisfiable_because(self._tables, done.spec.shape)
-                answer["state"] = done.state.value
-                answer["index"] = at.index
-                answer["warnings"] = [why] if why is not None else []
+        added = (answer for answer in self.answers if answer["status"] == "added")
+        for answer, item in zip(added, started.values(), strict=True):
+            why = unsatisfiable_because(self._tables, item.spec.shape)
+            answer["state"] = item.state.value
+            answer["index"] = at.index
+            answer["warnings"] = [why] if why is not None else []
 
     def _state_of(self, _: ItemSpec, name: str) -> WorkState | None:
         done = self._finishing

@@ -21,10 +21,10 @@ def news_of(spec: ItemSpec) -> dict[str, Any]:
 
 def lease_news(spec: ItemSpec, grant: Grant) -> dict[str, Any]:
     """The data of an event about an item and the node that holds or held it."""
-    data = news_of(spec)
-    data["node_id"] = grant.node_id
-    data["token"] = grant.token
-    return data
+    new = spec.new
+    if new.group is None:
+        return {"work_id": spec.work_id, "work_type": new.work_type, "node_id": grant.node_id, "token": grant.token}
+    return {**news_of(spec), "node_id": grant.node_id, "token": grant.token}
 
 
 def unblocked_state(spec: ItemSpec, state_of: Callable[[ItemSpec, str], WorkState | None]) -> WorkState:
@@ -101,7 +101,7 @@ def longer(item: Item, at: At, limits: Limits, outcome: str, reason: str | None 
     grant = item.grant
     assert grant is not None
     entry = HistoryEntry(ordinal(item), grant.node_id, grant.token, outcome, reason, at.wall_ms)
-    return (*item.history, entry)[-limits.history_max :]
+    return (*item.history, entry)[-limits.history_max :] if item.history else (entry,)
 
 
 def freed(item: Item, at: At, limits: Limits, outcome: str, reason: str | None = None) -> Item:
