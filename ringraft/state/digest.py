@@ -35,7 +35,7 @@ class Digest:
 
     def touch_item(self, old: Item | None, new: Item | None) -> None:
         """Note one change; several before it is folded cost as much as one."""
-        item = new or old
+        item = old if new is None else new
         assert item is not None
         seq = item.spec.seq
         first = self._items.get(seq)

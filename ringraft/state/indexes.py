@@ -21,26 +21,28 @@ NOT_BEFORE = "NotBefore"
 RETRY_BACKOFF = "RetryBackoff"
 
 
-class Shape:
-    """Live items that can go to the same nodes; ``ready`` holds (-priority, seq, id) of the ready ones."""
-
-    __slots__ = ("key", "live", "ready")
-
-    def __init__(self, key: ShapeKey) -> None:
-        self.key = key
-        self.live = 0
-        self.ready = LazyHeap()
-
-
 class ClassIndex:
     """How many items of a class are live and ready, and its shapes that have ready ones."""
 
-    __slots__ = ("live", "ready", "shapes")
+    __slots__ = ("key", "live", "ready", "shapes")
 
-    def __init__(self) -> None:
+    def __init__(self, key: ClassKey) -> None:
+        self.key = key
         self.live = 0
         self.ready = 0
         self.shapes: dict[ShapeKey, Shape] = {}
+
+
+class Shape:
+    """Live items that can go to the same nodes; ``ready`` holds (-priority, seq, id) of the ready ones."""
+
+    __slots__ = ("key", "live", "of_class", "ready")
+
+    def __init__(self, key: ShapeKey, of_class: ClassIndex) -> None:
+        self.key = key
+        self.live = 0
+        self.of_class = of_class
+        self.ready = LazyHeap()
 
 
 def standing(item: Item) -> str:
@@ -95,19 +97,20 @@ class Indexes:
 
     def replace(self, old: Item | None, new: Item | None) -> None:
         """Follow one change of ``items``; an item never changes its spec while it is held."""
-        either = new or old
+        either = old if new is None else new
         assert either is not None
         spec = either.spec
-        was, now = standing(old) if old else None, standing(new) if new else None
+        was, now = standing(old) if old is not None else None, standing(new) if new is not None else None
         if old is None:
             self._enter(spec)
-        was_live, is_live = old is not None and old.end is None, new is not None and new.end is None
-        if is_live and not was_live:
-            self._join(spec)
         if was != now:
-            self._move(spec, was, now, old, new)
-        if was_live and not is_live:
-            self._part(spec)
+            was_live, is_live = old is not None and old.end is None, new is not None and new.end is None
+            shape = self._shape(spec) if was_live or is_live else None
+            if is_live and not was_live and shape is not None:
+                self._join(spec, shape)
+            self._move(spec, was, now, old, new, shape)
+            if was_live and not is_live and shape is not None:
+                self._part(spec, shape)
         if new is None:
             self._leave(spec)
         self._arm(spec, new)
@@ -128,13 +131,24 @@ class Indexes:
         if key_id is not None:
             self.births_left[key_id] -= 1
 
-    def _join(self, spec: ItemSpec) -> None:
-        """The item is live from now on."""
+    def _shape(self, spec: ItemSpec) -> Shape:
+        """The shape of an item that is live now or was; its class is noted as changed."""
         shape = self.shapes.get(spec.shape)
         if shape is None:
-            shape = self.shapes[spec.shape] = Shape(spec.shape)
+            class_key = spec.shape[:2]
+            of_class = self.classes.get(class_key)
+            if of_class is None:
+                of_class = self.classes[class_key] = ClassIndex(class_key)
+            shape = self.shapes[spec.shape] = Shape(spec.shape, of_class)
+        of_class = shape.of_class
+        if of_class.key not in self.classes_before:
+            self.classes_before[of_class.key] = of_class.ready
+        return shape
+
+    def _join(self, spec: ItemSpec, shape: Shape) -> None:
+        """The item is live from now on."""
         shape.live += 1
-        self._class(spec).live += 1
+        shape.of_class.live += 1
         if spec.new.unique_key is not None:
             self.unique[spec.new.unique_key] = spec.id
         for name in spec.dependencies:
@@ -143,13 +157,12 @@ class Indexes:
             if len(waiting) == 1:
                 self.log_timers.drop(name) if self._is_final(name) else None
 
-    def _part(self, spec: ItemSpec) -> None:
+    def _part(self, spec: ItemSpec, shape: Shape) -> None:
         """The item is live no longer."""
-        shape = self.shapes[spec.shape]
         shape.live -= 1
         if not shape.live:
             del self.shapes[spec.shape]
-        self._class(spec).live -= 1
+        shape.of_class.live -= 1
         if spec.new.unique_key is not None:
             del self.unique[spec.new.unique_key]
         for name in spec.dependencies:
@@ -165,15 +178,9 @@ class Indexes:
         item = self._items.get(name)
         return item is not None and item.end is not None
 
-    def _class(self, spec: ItemSpec) -> ClassIndex:
-        key = spec.shape[:2]
-        found = self.classes.get(key)
-        if found is None:
-            found = self.classes[key] = ClassIndex()
-        self.classes_before.setdefault(key, found.ready)
-        return found
-
-    def _move(self, spec: ItemSpec, was: str | None, now: str | None, old: Item | None, new: Item | None) -> None:
+    def _move(
+        self, spec: ItemSpec, was: str | None, now: str | None, old: Item | None, new: Item | None, shape: Shape | None
+    ) -> None:
         work_type = spec.new.work_type
         if was is not None:
             left = self.counts[work_type, was] - 1
@@ -183,8 +190,8 @@ class Indexes:
                 del self.counts[work_type, was]
         if now is not None:
             self.counts[work_type, now] = self.counts.get((work_type, now), 0) + 1
-        if was == READY or now == READY:
-            self._move_ready(spec, now == READY)
+        if shape is not None and (was == READY or now == READY):
+            self._move_ready(spec, shape, now == READY)
         was_state, is_state = old.state if old is not None else None, new.state if new is not None else None
         was_pending, is_pending = was_state is WorkState.PENDING, is_state is WorkState.PENDING
         if is_pending and not was_pending:
@@ -203,8 +210,8 @@ class Indexes:
             if not held:
                 del self.leases[node_id]
 
-    def _move_ready(self, spec: ItemSpec, is_ready: bool) -> None:
-        shape, of_class = self.shapes[spec.shape], self._class(spec)
+    def _move_ready(self, spec: ItemSpec, shape: Shape, is_ready: bool) -> None:
+        of_class = shape.of_class
         if is_ready:
             if not shape.ready:
                 of_class.shapes[spec.shape] = shape

@@ -20,8 +20,9 @@ PAGE_LOOKS_MAX = 10_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+@lru_cache(maxsize=4096)
 def rfc3339(wall_ms: int | None) -> str | None:
-    """``2026-11-23T18:47:52.123Z``; None for None."""
+    """``2026-11-23T18:47:52.123Z``; None for None. Kept, because what happened in one entry has one time."""
     if wall_ms is None:
         return None
     return f"{_to_the_second(wall_ms // 1000)}.{wall_ms % 1000:03d}Z"
