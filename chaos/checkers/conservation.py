@@ -124,7 +124,7 @@ def one_completion(history: History, finals: Iterable[FinalState], run: Run = WH
             if item["state"] != "COMPLETED":
                 told = f"{name} was acknowledged as completed and is {item['state']} on {state.node} at the end"
                 violations.append(Violation("lost_completion", told, (op,)))
-            elif canonical(item.get("result")) not in results[name]:
+            elif "result" in item and canonical(item["result"]) not in results[name]:
                 told = f"{name} has on {state.node} a result that nobody sent: {item.get('result')}"
                 violations.append(Violation("foreign_result", told, (op,)))
     return violations

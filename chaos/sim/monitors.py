@@ -185,6 +185,13 @@ class Monitors:
             self._told("violation", f"{rule}: {told}")
         raise Broken(violation)
 
+    def found(self, violation: Violation) -> None:
+        """The history breaks a rule, with the operations that show it."""
+        if self.violation is None:
+            self.violation = violation
+            self._told("violation", str(violation))
+        raise Broken(violation)
+
     # The log
 
     def leads(self, node_id: str, leader_id: str | None, term: int) -> None:

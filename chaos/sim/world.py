@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 from chaos.checkers.history import FinalState, History, Op, Violation
+from chaos.sim import verdict
 from chaos.sim.clients import Client, Submitter, Worker
 from chaos.sim.disk import SimDisk
 from chaos.sim.faults import Faults
@@ -182,6 +183,11 @@ class World:
         for machine in self.machines.values():
             if machine.process is not None:
                 self.monitors.check_state(machine.node_id, machine.process.replica.machine)
+        told = verdict.judge(self)
+        self.counts["histories"] += told.histories
+        self.counts["undecided"] += told.undecided
+        for violation in told.violations:
+            self.monitors.found(violation)
 
     def _standing(self) -> list[Process]:
         return [machine.process for machine in self.machines.values() if machine.process is not None]
@@ -302,6 +308,19 @@ class World:
             client.loop.bury()
         self._bury()
 
+    def finals(self) -> list[FinalState]:
+        """What every node that stands holds now, and what is final."""
+        return [
+            FinalState(
+                node=process.node_id,
+                index=process.replica.machine.index,
+                digest=process.replica.machine.digest(),
+                items=self._items(process),
+                archived=self.final_items,
+            )
+            for process in self._standing()
+        ]
+
     def _items(self, process: Process) -> dict[str, dict[str, Any]]:
         machine = process.replica.machine
         views = (machine.item(work_id) for work_id in machine.tables.items)
@@ -321,15 +340,6 @@ class World:
             events=self.queue.events_run,
             messages=self.network.messages,
             history=History(self.ops),
-            finals=[
-                FinalState(
-                    node=process.node_id,
-                    index=process.replica.machine.index,
-                    digest=process.replica.machine.digest(),
-                    items=self._items(process),
-                    archived=self.final_items,
-                )
-                for process in self._standing()
-            ],
+            finals=self.finals(),
             notes=self.notes,
         )
