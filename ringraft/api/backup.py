@@ -26,7 +26,7 @@ from ringraft.schema import Boolean, Choice, Field
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/octet-stream"
-SLICE_S = 0.008
+SLICE_S = 0.004
 """How long a backup holds the loop at a time …"""
 PAUSE_S = 0.004
 """… and how long it leaves the loop alone in between."""

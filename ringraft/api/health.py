@@ -207,7 +207,7 @@ def _progress(status: Status, voter: VoterStatus | None, member: Member | None, 
 
 def _last_contact_s(voter: VoterStatus | None, member: Member | None) -> float | None:
     if voter is not None and voter.last_contact_s is not None:
-        return voter.last_contact_s
+        return round(voter.last_contact_s, 3)
     return member.last_seen_s if member is not None else None
 
 

@@ -19,7 +19,7 @@ from ringraft.api.served import ServedNode
 from ringraft.api.submission import Submission, Verb
 from ringraft.consensus.base import Indeterminate, NotLeader, Role, Status, Unavailable
 from ringraft.node.replica import WaitersFull
-from ringraft.state.model import Command, Done, Outcome, Rejected
+from ringraft.state.model import Command, Done, Limits, Outcome, Rejected
 
 if TYPE_CHECKING:
     from ringraft.api.stream import StreamCall
@@ -50,7 +50,7 @@ class Service:
         self.credentials = credentials or Credentials(secret)
         self.signer = HopSigner(secret)
         self.forwarder = Forwarder(node, self.signer)
-        self.submission = Submission(settings.limits())
+        self.submission = Submission(self._limits())
         self.leaders = LeaderWait(lambda: self.status().leader_id is not None)
         own = [settings.node.bind, settings.node.advertise or settings.node.bind]
         self.host_rule = HostRule(host_names([*own, *settings.cluster.voters.values(), *settings.cluster.join]))
@@ -60,6 +60,14 @@ class Service:
         """Somebody reads a backup: it keeps what changes meanwhile in memory, so one at a time."""
         self.stopping = asyncio.Event()
         """Set when the application shuts down: streams and long polls end."""
+
+    def _limits(self) -> Limits:
+        """What the log says bounds the queue; this node's own settings while the log says nothing."""
+        machine = self.node.replica.machine if self.node.replica is not None else None
+        limits: Limits = (
+            machine.limits if machine is not None and machine.is_configured else self.node.settings.limits()
+        )
+        return limits
 
     @property
     def is_member(self) -> bool:

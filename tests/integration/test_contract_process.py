@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.cluster import Cluster, Process, eventually, free_ports, fresh, refused_start
+from tests.integration.cluster import Cluster, Process, call, eventually, free_ports, fresh, refused_start
 
 VOTER = "ringraft.cli.voter"
 NODE = "ringraft"
@@ -84,6 +84,20 @@ def test_sigterm_before_it_is_ready_ends_a_worker_with_0(tmp_path: Path) -> None
     ).start()  # fmt: skip
     eventually(lambda: (tmp_path / "w1" / "lock").exists())
     assert worker.terminate() == 0, worker.errors()
+
+
+def test_the_limit_that_is_named_is_the_logs_whatever_this_node_was_told_later(tmp_path: Path) -> None:
+    claim = {"node_id": "w1", "max_items": 20}
+    first = alone(tmp_path, "--set", "queue.claim_items_max=50").start().wait_ready()
+    eventually(lambda: call(first.url, "POST", "/work/claim", claim).status == 200)
+    assert first.terminate() == 0
+    again = alone(tmp_path, "--set", "queue.claim_items_max=10").start().wait_ready()
+    try:
+        call(again.url, "POST", "/work/claim", claim).ok()
+        problem = call(again.url, "POST", "/work/claim", {**claim, "max_items": 51}).refused(422, "invalid_field")
+        assert "50" in problem["detail"]
+    finally:
+        again.kill()
 
 
 def test_sigterm_ends_with_0_and_hands_over(cluster: Cluster) -> None:
