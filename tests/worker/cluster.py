@@ -27,6 +27,8 @@ class FakeCluster:
         self.keys: list[str | None] = []
         self.faults: dict[str, list[ClientError]] = {}
         """Errors that the next calls of a path raise."""
+        self.refuses_progress = False
+        """The next renewal that carries progress is refused, whenever it comes."""
         self.away = False
         self.broken: set[str] = set()
         """Items whose reports are answered with a fault of the cluster's."""
@@ -93,6 +95,9 @@ class FakeCluster:
                 self._held(body)["state"] = "RUNNING"
                 return {"status": "running"}
             case "/work/renew":
+                if self.refuses_progress and any("progress" in lease for lease in body["leases"]):
+                    self.refuses_progress = False
+                    raise refusal(413, "too_large")
                 return {"leases": [self._renew(lease) for lease in body["leases"]]}
         return self._report(path.removeprefix("/work/"), body)
 

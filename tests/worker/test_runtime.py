@@ -369,7 +369,7 @@ async def test_a_report_on_which_every_answer_breaks_off_is_not_the_next_one_to_
 async def test_progress_that_is_refused_costs_no_lease(
     make: Start, cluster: FakeCluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cluster.faults["/work/renew"] = [refusal(413, "too_large")]
+    cluster.refuses_progress = True
     worker = make()
     await worker.start()
     cluster.add("w", "wait", {"until": str(tmp_path / "go")})
