@@ -81,6 +81,7 @@ def _view(found: Found) -> dict[str, Any]:
         "data_dir": str(found.data_dir),
         "cluster_id": found.cluster_id,
         "node_id": found.identity.node_id,
+        "standing": found.standing,
         "voters": ", ".join(found.voters) or None,
         "snapshot_index": found.snapshot_index,
         "first_index": found.first_index,

@@ -8,17 +8,19 @@ was not is applied too; its caller was told nothing or "unknown", which covers b
 from __future__ import annotations
 
 import secrets
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from ringraft.consensus.opening import LOG_DIRECTORY, SNAPSHOT_DIRECTORY
 from ringraft.consensus.replog.files import LOCAL_DISK
 from ringraft.consensus.replog.recovery import JournalDamaged, oldest_index
 from ringraft.consensus.replog.recovery import recover as read_journal
+from ringraft.consensus.replog.seat import read_seat
 from ringraft.consensus.replog.snapshot import SnapshotStore
 from ringraft.consensus.replog.syncobj import CHANGE, ENTRY
 from ringraft.node.identity import IDENTITY_FILE, DataDirectory, Identity
@@ -28,8 +30,8 @@ from ringraft.state.machine import StateMachine
 from ringraft.state.model import Entry
 from ringraft.state.records import VoterRecord
 
-TO_REPLACE: Final = (IDENTITY_FILE, LOG_DIRECTORY, SNAPSHOT_DIRECTORY)
-"""What makes the log of a directory, in the order in which it is put aside: without its identity no node starts."""
+KEPT_SUFFIX: Final = ".before-recover-"
+"""Between the directory's name and the time, in the name of what is kept of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Found:
     term: int
     generation: int
     formation_id: str
+    standing: str
+    """A member's copy counted; a learner's may lack much that was acknowledged."""
     voters: tuple[str, ...]
     """As the log has them; empty in a log that has no table of them."""
     uncertain: Mapping[str, int]
@@ -76,10 +80,7 @@ class Stopped:
     def __init__(self, data_dir: Path) -> None:
         """Read everything; changes nothing that counts. Raises RescueRefused and ``founding.DIRECTORY_FAULTS``."""
         if not (data_dir / IDENTITY_FILE).is_file() or not (data_dir / LOG_DIRECTORY).is_dir():
-            raise RescueRefused(
-                f"{data_dir} is no voter's data directory ({IDENTITY_FILE} and {LOG_DIRECTORY}/ are not both there); "
-                "name one with --data-dir"
-            )
+            _refuse(data_dir)
         self._directory = DataDirectory.open(data_dir)
         try:
             self.machine = StateMachine()
@@ -107,24 +108,35 @@ class Stopped:
         refound(self.machine, gap=gap, voters=rows, formation_id=formation_id)
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         prepared = data_dir.with_name(f"{data_dir.name}.recovering-{stamp}")
-        kept = data_dir.with_name(f"{data_dir.name}.before-recover-{stamp}")
+        kept = data_dir.with_name(f"{data_dir.name}{KEPT_SUFFIX}{stamp}")
         prepared.mkdir(mode=0o700)
-        lay(prepared, self.machine, term=max(1, found.term))
-        kept.mkdir(mode=0o700)
+        try:
+            lay(prepared, self.machine, term=max(1, found.term))
+            kept.mkdir(mode=0o700)
+        except BaseException:
+            shutil.rmtree(prepared)
+            raise
         self._exchange(prepared, kept)
         self._directory.save(identity)
         return Recovered(found, kept, self.machine.index, self.machine.epoch.generation, formation_id)
 
     def _exchange(self, prepared: Path, kept: Path) -> None:
-        """Put the old log aside and the new one in its place; a death in between leaves what no node starts on."""
+        """Put the old log aside and the new one in its place.
+
+        The identity goes first and comes last, and one of the two directories is always there: a log that
+        does not say whose it is, which no node starts on, whenever this process dies.
+        """
         data_dir, disk = self.found.data_dir, LOCAL_DISK
-        for name in TO_REPLACE:
-            (data_dir / name).rename(kept / name)
-            disk.sync_directory(kept)
-            disk.sync_directory(data_dir)
+
+        def move(source: Path, target: Path) -> None:
+            source.rename(target)
+            disk.sync_directory(target.parent)
+            disk.sync_directory(source.parent)
+
+        move(data_dir / IDENTITY_FILE, kept / IDENTITY_FILE)
         for name in (LOG_DIRECTORY, SNAPSHOT_DIRECTORY):
-            (prepared / name).rename(data_dir / name)
-            disk.sync_directory(data_dir)
+            move(data_dir / name, kept / name)
+            move(prepared / name, data_dir / name)
         prepared.rmdir()
         disk.sync_directory(data_dir.parent)
 
@@ -167,8 +179,23 @@ class Stopped:
             term=max(journal.vote.term if journal.vote is not None else 0, snapshot_term),
             generation=tables.epoch.generation,
             formation_id=tables.formation_id,
+            standing=read_seat(disk, log).standing.name.lower(),
             voters=tuple(record.node_id for record in tables.voters.values() if record.is_voter),
             uncertain=dict(uncertain),
             newest_wall_ms=tables.wall_ms,
             items=self.machine.work_status()["by_status"],
         )
+
+
+def _refuse(data_dir: Path) -> NoReturn:
+    parts = f"{IDENTITY_FILE}, {LOG_DIRECTORY} and {SNAPSHOT_DIRECTORY}"
+    cut_short = sorted(data_dir.parent.glob(f"{data_dir.name}{KEPT_SUFFIX}*"))
+    if cut_short and not (data_dir / IDENTITY_FILE).exists():
+        raise RescueRefused(
+            f"{data_dir}: an earlier recovery was cut short; move what {cut_short[-1]} has of {parts} back "
+            "in the place of what is there, and begin again"
+        )
+    raise RescueRefused(
+        f"{data_dir} is no voter's data directory ({IDENTITY_FILE} and {LOG_DIRECTORY} are not both there); "
+        "name one with --data-dir"
+    )
