@@ -1,7 +1,8 @@
-"""Voters that die at a chosen system call, or have it refused, at their start or under load.
+"""Voters that die at a chosen system call, have it refused, or have no room left on their disk.
 
-A voter whose log or snapshot was refused a call has to stop taking part, say so and end; the others
-go on meanwhile. What it acknowledged before has to be there when all run again.
+At their start or under load. A voter whose log or snapshot was refused something has to stop taking
+part, say so and end; the others go on meanwhile. What it acknowledged before has to be there when all
+run again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ REACH_S = 1.0
 """How long a voter may take to come to the call; then it is killed where it is."""
 END_S = 10.0
 """How long a voter may take to end after a call of its log was refused."""
+FULL_SHARE = 0.1
 STOPS = "this node stops taking part"
 LOG_PLACES = ("/data/log", "/data/snapshot")
 
@@ -54,24 +56,42 @@ class SystemCalls:
         self._numbers = itertools.count()
 
     async def strike(self, cluster: Cluster) -> None:
-        """Trace, wait for the end, start again."""
+        """Trace or fill, wait for the end, start again."""
+        rng = cluster.rng
+        cluster.figures.strikes += 1
+        names = cluster.names if rng.random() < 0.25 else [rng.choice(cluster.names)]
+        if rng.random() < FULL_SHARE:
+            # One at a time: without a majority the others would write nothing and meet nothing.
+            names = names[:1]
+            await self._fill(cluster, names[0])
+        else:
+            await self._trace(cluster, names)
+        if len(names) * 2 < len(cluster.names):
+            await self._others_go_on(cluster)
+        await cluster.voters.kill(names)
+        for name in names:
+            cluster.volumes[name].free()
+            cluster.report(cluster.votes.read_log(name, cluster.voters.nodes[name].log))
+        await cluster.voters.start(names)
+
+    async def _fill(self, cluster: Cluster, name: str) -> None:
+        """A disk without a free byte: its voter has to stop before it keeps half of something."""
+        node = cluster.voters.nodes[name]
+        said_before = len(node.log.read_text("utf-8", "replace"))
+        cluster.volumes[name].fill()
+        await self._must_stop(cluster, node, "a full disk", [], said_before)
+        cluster.figures.count("disk full")
+
+    async def _trace(self, cluster: Cluster, names: list[str]) -> None:
         rng = cluster.rng
         is_death = rng.random() < 0.6
         call = rng.choice(KILLED if is_death else REFUSED)
         fault = "signal=KILL" if is_death else f"error={rng.choice(ERRORS)}"
         injection = Injection(call, fault, 1 + int(rng.expovariate(1 / WHEN_MEAN[call])))
-        names = cluster.names if rng.random() < 0.25 else [rng.choice(cluster.names)]
         at_start = rng.random() < 0.4
-        cluster.figures.strikes += 1
         if at_start:
             await cluster.voters.kill(names)
         await asyncio.gather(*(self._end(cluster, name, injection, at_start=at_start) for name in names))
-        if len(names) * 2 < len(cluster.names):
-            await self._others_go_on(cluster)
-        await cluster.voters.kill(names)
-        for name in names:
-            cluster.report(cluster.votes.read_log(name, cluster.voters.nodes[name].log))
-        await cluster.voters.start(names)
 
     async def _end(self, cluster: Cluster, name: str, injection: Injection, *, at_start: bool) -> None:
         node = cluster.voters.nodes[name]
@@ -87,7 +107,7 @@ class SystemCalls:
             await ended(node, REACH_S)
             calls = tracer.tampered(out)
             if not injection.is_death and any(place in call for call in calls for place in LOG_PLACES):
-                await self._must_stop(cluster, node, injection, calls, said_before)
+                await self._must_stop(cluster, node, str(injection), calls, said_before)
             reached = bool(calls) or (injection.is_death and not node.is_running)
         finally:
             await asyncio.to_thread(tracer.detach, tracing)
@@ -95,16 +115,16 @@ class SystemCalls:
         cluster.figures.count(f"{what} {injection.call}")
 
     async def _must_stop(
-        self, cluster: Cluster, node: VoterProcess, injection: Injection, calls: list[str], said_before: int
+        self, cluster: Cluster, node: VoterProcess, what: str, calls: list[str], said_before: int
     ) -> None:
         """Its log was refused a call: it says so and ends by itself."""
         await ended(node, END_S)
         if node.is_running:
-            cluster.report([f"{node.node_id} goes on after {injection}: {calls}"])
+            cluster.report([f"{node.node_id} goes on after {what}: {calls}"])
             return
         code = await node.wait()
         if code not in (1, 2) or STOPS not in node.log.read_text("utf-8", "replace")[said_before:]:
-            cluster.report([f"{node.node_id} ended with {code} after {injection}: {node.log_tail()}: {calls}"])
+            cluster.report([f"{node.node_id} ended with {code} after {what}: {node.log_tail()}: {calls}"])
 
     async def _others_go_on(self, cluster: Cluster) -> None:
         before = cluster.ledger.acknowledged

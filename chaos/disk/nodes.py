@@ -31,7 +31,7 @@ class Nursery:
         self._without_sync = without_sync
         self._process: asyncio.subprocess.Process
         self._reader: asyncio.Task[None]
-        self._started: asyncio.Queue[int] = asyncio.Queue()
+        self._started: asyncio.Queue[int | None] = asyncio.Queue()
         self._ends: dict[int, asyncio.Future[int]] = {}
 
     async def __aenter__(self) -> Nursery:
@@ -65,6 +65,7 @@ class Nursery:
                 self._started.put_nowait(said["started"])
             else:
                 self._ends[said["ended"]].set_result(said["code"])
+        self._started.put_nowait(None)
 
     async def start(
         self, arguments: list[str], *, out: Path, log: Path, is_held: bool
@@ -72,8 +73,11 @@ class Nursery:
         """Fork a voter: its pid, and its exit code once it ended (negative: the signal)."""
         assert self._process.stdin is not None
         order = {"start": arguments, "out": str(out), "log": str(log), "held": is_held}
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        if self._process.returncode is None:
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
         pid = await self._started.get()
+        if pid is None:
+            raise NotReady("the process that forks voters has ended; see what it said above")
         return pid, self._ends[pid]
 
 

@@ -10,6 +10,7 @@ however the process ends.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -94,6 +95,7 @@ class Volume:
     def __init__(self, folder: Path, name: str, size_bytes: int = VOLUME_BYTES) -> None:
         self.path = folder / name
         self._image = folder / f"{name}.img"
+        self._filler = self.path / "filler"
         self._size_bytes = size_bytes
         self._is_mounted = False
 
@@ -125,6 +127,19 @@ class Volume:
             fcntl.ioctl(descriptor, EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH)
         finally:
             os.close(descriptor)
+
+    def fill(self) -> None:
+        """Take every free byte, so that the next that somebody wants is refused."""
+        with self._filler.open("ab") as filler:
+            for bits in range(26, 8, -1):
+                with contextlib.suppress(OSError):
+                    while True:
+                        size = filler.seek(0, os.SEEK_END)
+                        os.posix_fallocate(filler.fileno(), size, 1 << bits)
+
+    def free(self) -> None:
+        """Give back what ``fill`` took."""
+        self._filler.unlink(missing_ok=True)
 
     def unmount(self) -> None:
         """Take it away; nobody may have a file open on it."""
