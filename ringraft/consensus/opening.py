@@ -62,6 +62,7 @@ def open_roll(
 class Opened:
     """What a data directory held."""
 
+    journal: Journal
     log: RaftLog
     store: SnapshotStore
     snapshot: Snapshot | None
@@ -109,7 +110,7 @@ def open_log(
     )
     if snapshot is not None:
         log.stand_at(snapshot.base)
-    return Opened(log, store, snapshot)
+    return Opened(journal, log, store, snapshot)
 
 
 def restore(replicated: Replicated, snapshot: Snapshot) -> None:

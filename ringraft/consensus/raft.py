@@ -29,6 +29,7 @@ from ringraft.consensus.base import (
 from ringraft.consensus.enrolment import Enrolment
 from ringraft.consensus.entries import EntryMaker
 from ringraft.consensus.handover import Handover
+from ringraft.consensus.imaging import Imaging
 from ringraft.consensus.leadership import LeadershipFeed
 from ringraft.consensus.logview import read_log
 from ringraft.consensus.opening import open_log, open_roll
@@ -41,6 +42,7 @@ from ringraft.consensus.replog.codec import AskIndex, Chunk, ChunkTaken, Introdu
 from ringraft.consensus.replog.files import LOCAL_DISK, Disk
 from ringraft.consensus.replog.install import Images
 from ringraft.consensus.replog.seat import Standing
+from ringraft.consensus.replog.syncer import Syncer
 from ringraft.consensus.replog.syncobj import CHANGE, ENTRY, RaftLog
 from ringraft.consensus.replog.transport import Links, PeerLinks, RevealsSecret
 from ringraft.consensus.roll import Roll, Self
@@ -101,15 +103,16 @@ class RaftConsensus:
         self._pace: Pace
         self._log: RaftLog
         self._images: Images
+        self._imaging: Imaging
         self._view: View
         self._proposals: Proposals
         self._entries: EntryMaker
         self._reads: FollowerReads
         self._handover: Handover
+        self._syncer: Syncer
         self._snapshot_thread: Executor
         self._is_open = False
         self._is_running = False
-        self._snapshot_task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._feed = LeadershipFeed(Leadership(None, Epoch(0, 0)))
         self._refusals = Refusals(own.node_id, lambda: self._roll.voters(), rng)
@@ -124,6 +127,7 @@ class RaftConsensus:
         self._loop = asyncio.get_running_loop()
         self._pace = Pace(self._loop, self._clock, self._step)
         self._proposals = Proposals(self._loop)
+        # A thread each: a large snapshot on its way to the medium must not keep entries waiting behind it.
         self._snapshot_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raft-snapshot")
         self._open()
         while self._log.is_behind():
@@ -158,6 +162,9 @@ class RaftConsensus:
             disk=self._disk,
         )
         self._log = opened.log
+        self._syncer = Syncer(
+            loop=self._loop, store=opened.journal, on_synced=self._on_synced, on_failed=self._fail, clock=self._clock
+        )
         self._images = Images(
             store=opened.store,
             newest=opened.snapshot,
@@ -170,6 +177,7 @@ class RaftConsensus:
             on_installed=self._on_installed,
             on_failure=self._fail,
         )
+        self._imaging = Imaging(log=self._log, images=self._images, clock=self._clock, on_failure=self._fail)
         self._view = View(
             roll=self._roll,
             log=self._log,
@@ -213,22 +221,23 @@ class RaftConsensus:
         if self._ending is not None:
             await self._ending
         await self._links.stop()
-        if self._snapshot_task is not None:
-            self._snapshot_task.cancel()
-            await asyncio.gather(self._snapshot_task, return_exceptions=True)
+        await self._imaging.stop()
         self._snapshot_thread.shutdown()
+        await self._syncer.stop()
         self._log.close()
 
     def _halt(self) -> None:
         self._is_running = False
         self._pace.stop()
+        self._imaging.halt()
         self._images.halt()
+        self._syncer.halt()
         self._proposals.give_up()
         gone = Unavailable("shutting_down", "this node stops")
         self._handover.give_up(gone)
         self._reads.give_up(gone)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         """This node can no longer be trusted to take part; the others go on."""
         if not self._is_running:
             return
@@ -338,18 +347,7 @@ class RaftConsensus:
         """Make a snapshot now, unless the newest is as of now. Raises Unavailable."""
         if not self._is_running:
             raise Unavailable("shutting_down", "this node does not take part in the log")
-        started_s = self._clock.monotonic_s()
-        index = self._log.applied_index()
-        if index < 2:
-            raise Unavailable("starting", "nothing is applied yet that a snapshot could hold")
-        while self._is_running and self._images.index < index:
-            if self._snapshot_task is None or self._snapshot_task.done():
-                self._snapshot_task = self._loop.create_task(self._make_snapshot())
-            await asyncio.wait({self._snapshot_task})
-        if not self._is_running:
-            raise Unavailable("shutting_down", "this node stopped before the snapshot was whole")
-        took_ms = round((self._clock.monotonic_s() - started_s) * 1000)
-        return Made(self._images.index, self._images.newest_bytes, took_ms)
+        return await self._imaging.ask()
 
     async def accept_peer(self, request: web.Request) -> web.StreamResponse:
         """The route ``GET /raft/connect``: a peer's connection, for as long as it lives."""
@@ -459,6 +457,11 @@ class RaftConsensus:
 
     # What drives it
 
+    def _on_synced(self, _took_s: float) -> None:
+        if self._is_running:
+            self._log.synced()
+            self._pace.soon()
+
     def _step(self, late_s: float) -> None:
         if not self._is_running:
             return
@@ -484,15 +487,9 @@ class RaftConsensus:
             if not self._handover.is_under_way:
                 self._entries.make()
         self._reads.applied()
-        if self._images.is_due() and (self._snapshot_task is None or self._snapshot_task.done()):
-            self._snapshot_task = self._loop.create_task(self._make_snapshot())
-        if log.is_behind() or (log.is_alone() and log.last_index() > log.commit_index()):
+        self._imaging.begin_if_due()
+        self._syncer.soon()
+        if log.is_behind():
             self._pace.soon()
         ends = (self._proposals.next_deadline_s(), self._handover.until_s(), self._enrolment.next_deadline_s())
         self._pace.wake_at(min([log.next_deadline_s(), *(end_s for end_s in ends if end_s is not None)]))
-
-    async def _make_snapshot(self) -> None:
-        try:
-            await self._images.make()
-        except Exception as error:  # noqa: BLE001 - a task's top: logged, and the node stops
-            self._fail(error)

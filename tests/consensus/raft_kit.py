@@ -7,6 +7,7 @@ import contextlib
 import heapq
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,19 +25,52 @@ from ringraft.state.commands import Cancel
 from ringraft.state.machine import StateMachine
 from ringraft.state.model import Applied, Command, Done, Entry, Outcome
 from ringraft.state.records import VoterTable
-from tests.consensus.memory_disk import MemoryDisk
+from tests.consensus.memory_disk import DEATHS, Died, MemoryDisk
 
 T = TypeVar("T")
 DIRECTORY = Path("/data")
 
 
+@dataclass(eq=False)
+class Work:
+    """What a node asked a thread to do."""
+
+    executor: Any
+    act: Callable[[], Any]
+    future: asyncio.Future[Any]
+    runs_late: bool
+    """It happens when it ends, not when it begins."""
+    timer: asyncio.TimerHandle | None = None
+
+    def run(self) -> tuple[Any, Exception | None]:
+        try:
+            return self.act(), None
+        except Exception as error:  # noqa: BLE001 - as a thread's: whoever waits for it gets it
+            return None, error
+
+    def tell(self, result: Any, error: Exception | None) -> None:
+        if self.future.done():
+            return
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Time stands still while anything can run, then jumps to the next timer. Threads' work runs inline."""
+    """Time stands still while anything can run, then jumps to the next timer.
+
+    Threads' work runs inline, or takes as long as ``work_takes_s`` says and happens either when it
+    begins or when it ends: whoever dies in between has or has not done it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 1000.0
         self._clock_resolution = 1e-9
+        self.work_takes_s: Callable[[Any], tuple[float, bool]] = lambda executor: (0.0, False)
+        """(how long, whether it happens at the end), for an executor."""
+        self.works: list[Work] = []
 
     def time(self) -> float:
         return self.now_s
@@ -59,9 +93,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
-        future = self.create_future()
-        future.set_result(func(*args))
-        return future
+        takes_s, runs_late = self.work_takes_s(executor)
+        work = Work(executor, lambda: func(*args), self.create_future(), runs_late)
+        if takes_s <= 0:
+            work.tell(*work.run())
+            return work.future
+        self.works.append(work)
+        outcome = None if runs_late else work.run()
+        work.timer = self.call_later(takes_s, self._end_work, work, outcome)
+        return work.future
+
+    def _end_work(self, work: Work, outcome: tuple[Any, Exception | None] | None) -> None:
+        self.works.remove(work)
+        work.tell(*(outcome or work.run()))
 
 
 def run(scenario: Coroutine[Any, Any, T]) -> T:
@@ -292,6 +336,19 @@ class Cluster:
         self.removed: set[str] = set()
         self.failures: dict[str, BaseException] = {}
         self.expected_failures = False
+        self.disk_ms: dict[str, tuple[float, float]] = {}
+        """How long a node's syncs take, from and to; at once where nothing is said."""
+        self.may_tell_late = False
+        """Some syncs are done at once, and only told of after that time."""
+        self.loop.work_takes_s = self._work_takes_s
+
+    def _work_takes_s(self, executor: Any) -> tuple[float, bool]:
+        for name, node in self.nodes.items():
+            if name in self.disk_ms and executor in (node._syncer._thread, node._snapshot_thread):
+                return self.rng.uniform(*self.disk_ms[name]) / 1000, not (
+                    self.may_tell_late and self.rng.random() < 0.5
+                )
+        return 0.0, False
 
     async def start(self, *names: str) -> None:
         for name in names or [name for name in self.names if name not in self.nodes]:
@@ -330,9 +387,29 @@ class Cluster:
         assert isinstance(links, MemoryLinks)
         links.vanish(refuses=refuses)
         node._halt()
-        if node._snapshot_task is not None:
-            node._snapshot_task.cancel()
         self.states.pop(name)
+        disk = self.disks[name]
+        for work in [
+            work for work in self.loop.works if work.executor in (node._syncer._thread, node._snapshot_thread)
+        ]:
+            self.loop.works.remove(work)
+            assert work.timer is not None
+            work.timer.cancel()
+            work.future.cancel()
+            if work.runs_late and self.rng.random() < 0.5:
+                # It dies in the middle of it.
+                disk.die_at, disk.death = disk.operations + self.rng.randint(1, 6), self.rng.choice(DEATHS)
+                with contextlib.suppress(Died):
+                    work.run()
+                disk.die_at = None
+        self.disks[name] = disk.after_kill()
+
+    def cut_power(self, *names: str) -> None:
+        """Nodes that run die, and what was not synced is kept, lost or torn, by the seed."""
+        for name in names or sorted(self.nodes):
+            if name in self.nodes:
+                self.kill(name)
+            self.disks[name] = self.disks[name].after_power_cut(self.rng)
 
     async def stop(self) -> None:
         for node in self.nodes.values():

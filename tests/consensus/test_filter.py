@@ -13,6 +13,7 @@ from ringraft.consensus.replog.filter import (
     Progress,
     SafetyViolation,
     Votes,
+    agreed,
     place,
     quorum_size,
     retreat,
@@ -159,3 +160,10 @@ def test_a_vote_counts_once_a_term() -> None:
 @pytest.mark.parametrize(("voters", "size"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])
 def test_a_quorum_is_a_majority_of_the_configured(voters: int, size: int) -> None:
     assert quorum_size(f"n{number}" for number in range(voters)) == size
+
+
+@given(st.integers(1, 3), st.lists(st.integers(1, 9), max_size=5))
+def test_what_is_agreed_is_the_most_that_a_quorum_has_reached(quorum: int, reached: list[int]) -> None:
+    value = agreed(reached, quorum)
+    assert value == 0 or sum(1 for one in reached if one >= value) >= quorum
+    assert sum(1 for one in reached if one >= value + 1) < quorum

@@ -28,6 +28,7 @@ def filled(directory: Path, count: int, *, term: int = 1, segment_bytes: int = S
     journal.setCurrentTerm(term, None)
     for index in range(1, count + 1):
         journal.add(command(index), index, term)
+    journal.flush()
     return journal
 
 
@@ -111,7 +112,8 @@ def test_term_and_vote_are_kept_and_never_go_back(tmp_path: Path) -> None:
         journal.setCurrentTerm(4, "other")
     with pytest.raises(AssertionError, match="went back"):
         journal.setCurrentTerm(3, None)
-    journal._mark_file = None  # as if killed: nothing is closed or flushed
+    journal.flush()
+    journal._mark_file = None  # as if killed: nothing is closed or synced
     again = Journal.open(tmp_path)
     assert (again.getCurrentTerm(), again.getVotedForNodeId()) == (4, "knoten-ä")
     again.setCurrentTerm(5, "")
@@ -129,7 +131,9 @@ def test_commit_index_is_kept_lazily_and_never_goes_back(tmp_path: Path) -> None
     assert journal.getRaftCommitIndex() == 7
     journal.setRaftCommitIndex(100)
     assert journal.getRaftCommitIndex() == 9
+    journal.sync()
     journal.onOneSecondTimer()
+    journal.sync()
     again = Journal.open(tmp_path, segment_bytes=SMALL)
     assert again.getRaftCommitIndex() == 9
     again.close()
@@ -144,6 +148,7 @@ def test_compaction_keeps_two_entries_in_memory_and_one_snapshot_more_on_disk(tm
     assert segments(tmp_path) == before, "the snapshot before, none at all, may still be needed"
     journal.compact_to(50)
     assert journal.first_index == 49
+    journal.sync()
     oldest = oldest_index(tmp_path, disk=LOCAL_DISK)
     assert oldest is not None
     assert 1 < oldest <= 29
@@ -168,8 +173,10 @@ def test_segments_go_one_by_one_so_that_a_power_cut_leaves_no_gap() -> None:
         journal.add(command(index), index, 1)
     journal.setRaftCommitIndex(60)
     journal.compact_to(40)
+    journal.sync()
     disk.log.clear()
     journal.compact_to(50)
+    journal.flush()
     assert len(disk.log) > 4
     assert disk.log == ["remove", "sync_directory"] * (len(disk.log) // 2)
 
@@ -208,6 +215,7 @@ def test_installing_a_snapshot_ahead_begins_the_log_anew(tmp_path: Path) -> None
     assert journal.install(base) is False
     assert journal[:] == [(STAND_IN, 99, 1), (b"the hundredth", 100, 1)]
     assert journal.getRaftCommitIndex() == 100
+    journal.sync()
     assert len(segments(tmp_path)) == 1
     assert journal.install(base) is True, "a second time there is nothing to do"
     journal.add(b"next", 101, 1)
@@ -285,6 +293,9 @@ def test_a_sync_says_nothing_about_entries_written_during_it() -> None:
     journal.install(Base(50, 1, 1, b"", received=True))
     leave.set()
     thread.join(10)
+    assert journal.synced_index == 7
+    assert journal.synced < journal.written
+    journal.sync()
     assert journal.synced_index == 50
     journal.add(b"", 51, 1)
     assert journal.synced_index == 50
@@ -321,12 +332,14 @@ def test_a_journal_whose_disk_failed_takes_nothing_more(code: int) -> None:
     journal = Journal.open(Path("/j"), disk=disk)
     journal.setCurrentTerm(1, None)
     journal.add(b"kept", 1, 1)
+    journal.sync()
     disk.fail_at, disk.fail_errno = disk.operations + 1, code
+    journal.add(b"lost, and torn", 2, 1)
     with pytest.raises(DiskFailed, match="append failed"):
-        journal.add(b"lost, and torn", 2, 1)
-    assert journal[:] == [(b"kept", 1, 1)]
+        journal.sync()
+    assert journal.synced_index == 1
     for act in (
-        lambda: journal.add(b"", 2, 1),
+        lambda: journal.add(b"", 3, 1),
         lambda: journal.setCurrentTerm(2, None),
         lambda: journal.deleteEntriesFrom(0),
         lambda: journal.install(Base(9, 1, 1, b"")),
@@ -342,21 +355,48 @@ def test_a_journal_whose_disk_failed_takes_nothing_more(code: int) -> None:
     assert again[:] == [(b"kept", 1, 1)]
 
 
-@pytest.mark.parametrize("operation", ["sync", "vote", "mark"])
+@pytest.mark.parametrize("operation", ["create", "reserve", "pwrite", "sync", "replace", "sync_directory"])
 def test_every_failing_operation_ends_the_journal(operation: str) -> None:
+    def scenario(disk: MemoryDisk) -> Journal:
+        journal = Journal.open(Path("/j"), disk=disk, segment_bytes=SMALL)
+        journal.setCurrentTerm(1, None)
+        journal.add(b"", 1, 1)
+        journal.sync()
+        disk.log.clear()
+        journal.setCurrentTerm(2, "a")
+        for index in range(2, 12):
+            journal.add(b"", index, 2)
+        return journal
+
+    clean = MemoryDisk()
+    scenario(clean).sync()
+    assert operation in clean.log
+    for position in [at for at, name in enumerate(clean.log, 1) if name == operation]:
+        disk = MemoryDisk()
+        journal = scenario(disk)
+        disk.fail_at = disk.operations + position
+        with pytest.raises(DiskFailed):
+            journal.sync()
+        for act in (journal.sync, journal.flush, lambda journal=journal: journal.add(b"", 12, 2)):
+            with pytest.raises(DiskFailed):
+                act()
+        assert journal.synced_index == 1
+        assert journal.synced < journal.written
+
+
+def test_a_mark_that_cannot_be_written_ends_the_journal() -> None:
     disk = MemoryDisk()
     journal = Journal.open(Path("/j"), disk=disk)
     journal.setCurrentTerm(1, None)
     journal.add(b"", 1, 1)
+    journal.sync()
     journal.setRaftCommitIndex(1)
+    journal.onOneSecondTimer()
     disk.fail_at = disk.operations + 1
-    acts = {"sync": journal.sync, "vote": lambda: journal.setCurrentTerm(2, "a"), "mark": journal.onOneSecondTimer}
+    with pytest.raises(DiskFailed, match="write the mark"):
+        journal.sync()
     with pytest.raises(DiskFailed):
-        acts[operation]()
-    with pytest.raises(DiskFailed):
-        journal.add(b"", 2, 1)
-    assert journal.getCurrentTerm() == 1
-    assert journal.synced_index == 0
+        journal.onOneSecondTimer()
 
 
 def test_a_file_system_without_room_is_named(tmp_path: Path) -> None:

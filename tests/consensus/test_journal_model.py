@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 from hypothesis import settings
@@ -82,6 +83,7 @@ class JournalBesideList(RuleBasedStateMachine):
         # A start may have forgotten it, since it is kept lazily; whoever applied up to here says it again.
         self.journal.setRaftCommitIndex(index)
         command, _, term = self.at(index)
+        self.journal.sync()
         self.store.begin(index, term, self.at(index - 1)[2], b"", command=command).commit()
         self.snapshot = index
         if compacts:
@@ -111,6 +113,7 @@ class JournalBesideList(RuleBasedStateMachine):
 
     def install(self, index: int, term: int, command: bytes, dies: bool, prev_term: int | None = None) -> None:
         prev_term = self.term if prev_term is None else prev_term
+        self.journal.flush()
         snapshot = self.store.receive(index, term, prev_term, b"", command=command).commit()
         if dies:
             self.disk = self.disk.after_kill()
@@ -129,16 +132,23 @@ class JournalBesideList(RuleBasedStateMachine):
         self.boot()
 
     @rule()
+    def sync(self) -> None:
+        self.journal.sync()
+
+    @rule()
     def kill(self) -> None:
+        self.journal.flush()
         self.disk = self.disk.after_kill()
         self.boot()
 
     @rule(steps=st.integers(1, 12), death=st.sampled_from(DEATHS), command=commands)
     def kill_while_adding(self, steps: int, death: str, command: bytes) -> None:
+        self.journal.flush()
         self.disk.die_at, self.disk.death = self.disk.operations + steps, death
         try:
             while True:
                 self.journal.add(command, self.last + 1, self.term)
+                self.journal.flush()
                 self.entries.append((command, self.last + 1, self.term))
         except Died:
             pass
@@ -147,12 +157,14 @@ class JournalBesideList(RuleBasedStateMachine):
         if self.journal.last_index == self.last + 1:
             self.entries.append((command, self.last + 1, self.term))
 
-    @rule(batch=st.lists(commands, max_size=8))
-    def power_cut_after_sync(self, batch: list[bytes]) -> None:
+    @rule(batches=st.lists(st.lists(commands, max_size=8), max_size=3), seed=st.none() | st.integers(0, 99))
+    def power_cut_after_sync(self, batches: list[list[bytes]], seed: int | None) -> None:
         self.journal.sync()
         synced = self.last
-        self.add(batch)
-        self.disk = self.disk.after_power_cut()
+        for batch in batches:
+            self.add(batch)
+            self.journal.flush()
+        self.disk = self.disk.after_power_cut(None if seed is None else random.Random(seed))
         self.boot()
         assert synced <= self.journal.last_index <= self.last
         self.entries = [entry for entry in self.entries if entry[1] <= self.journal.last_index]

@@ -27,7 +27,10 @@ class Watchdog:
                 status = node.status()
                 term = status.epoch.number
                 assert term >= self.terms.get(name, 0), f"the term of {name} went back"
-                self.terms[name] = term
+                journal = node._log._journal
+                if journal.synced == journal.written:
+                    # Until then nobody has heard of it, and a node that dies may forget it.
+                    self.terms[name] = term
                 if status.role is Role.LEADER:
                     assert self.leaders.setdefault(term, name) == name, f"two leaders in term {term}"
                 assert status.applied_index <= status.commit_index <= status.last_index

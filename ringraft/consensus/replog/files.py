@@ -10,6 +10,8 @@ and lose, tear or refuse what a real disk may lose, tear or refuse. What may be 
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -19,6 +21,14 @@ from typing import Protocol
 
 TEMPORARY_SUFFIX = ".tmp"
 """Names that end so are unfinished files; whoever owns the directory removes them at start."""
+
+
+FALLOC_FL_KEEP_SIZE = 1
+"""Of Linux' fallocate(2): room without size, so that the end of the file stays the end of what was written."""
+
+_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class DiskFailed(Exception):
@@ -48,6 +58,10 @@ class DiskFile(Protocol):
         ...
 
     def truncate(self, size: int) -> None: ...
+
+    def reserve(self, size: int) -> None:
+        """Have room on the medium for a file of ``size`` bytes, or OSError; the file itself does not grow."""
+        ...
 
     def sync(self) -> None:
         """Returns once data and size are on the medium. May be called in another thread than the writer's."""
@@ -111,6 +125,17 @@ class LocalFile:
 
     def truncate(self, size: int) -> None:
         os.ftruncate(self._descriptor, size)
+
+    def reserve(self, size: int) -> None:
+        if _fallocate is None:
+            return
+        while _fallocate(self._descriptor, FALLOC_FL_KEEP_SIZE, 0, size) != 0:
+            code = ctypes.get_errno()
+            if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+                # This file system gives room only when written to; a record torn by a full disk is cut at the start.
+                return
+            if code != errno.EINTR:
+                raise OSError(code, os.strerror(code))
 
     def sync(self) -> None:
         os.fdatasync(self._descriptor)

@@ -18,9 +18,11 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from ringraft.consensus.replog.codec import Append, Appended
+
+Value = TypeVar("Value", int, float)
 
 LogRecord = tuple[bytes, int, int]
 """(command, index, term), as the library keeps its log."""
@@ -215,3 +217,10 @@ class Changes:
 def quorum_size(voters: Iterable[str]) -> int:
     """A majority of the configured voters; nothing ever lowers it."""
     return len(set(voters)) // 2 + 1
+
+
+def agreed(values: Iterable[Value], quorum: int) -> Value:
+    """The largest value that ``quorum`` of those who count have reached; whoever is missing has reached nothing."""
+    ranked = sorted(values, reverse=True)
+    ranked += [0] * (quorum - len(ranked))
+    return ranked[quorum - 1]

@@ -108,6 +108,7 @@ class Images:
                 await in_thread(writer.abort)
                 return
             chunk = next(chunks, None)
+        await self._log_kept()
         snapshot = await in_thread(writer.commit)
         self._kept(snapshot)
         self._forget()
@@ -116,6 +117,16 @@ class Images:
             self._log.node_id, base.index, snapshot.chunks_count,
             round((self._clock.monotonic_s() - started_s) * 1000),
         )  # fmt: skip
+
+    async def _log_kept(self) -> None:
+        """Wait until this node's own log is durable as far as it is now.
+
+        The state may have applied entries that a majority holds and this disk does not yet. A snapshot
+        of them before the log would be found, after a power cut, beside entries that it contradicts.
+        """
+        kept = asyncio.get_running_loop().create_future()
+        self._log.when_kept(lambda: None if kept.done() else kept.set_result(None))
+        await kept
 
     def _forget(self) -> None:
         keep_from = self.index - self._entries_between // TRAILING_SHARE

@@ -2,19 +2,31 @@
 
 Theory of operation
 -------------------
-A directory of segments (``segment.py``), a ``vote`` and a ``mark`` (``vote.py``). Records are only
-ever appended: a conflict is cut off by a TRUNCATE record, and a log that begins anew behind a
-snapshot is a new segment flagged ``reset``. So at every instant the directory is a sequence of whole
-records and perhaps one torn end, and reading it from the front gives the log as it was after some
-prefix of the calls made. Per step:
+The thread of the log changes the log in memory and notes what is to be written; ``sync``, called in
+another thread, writes all that was noted and returns once it survives a power cut. So the thread of
+the log never waits for the disk, one sync covers everything that came since the last, and what is on
+disk only ever follows what is in memory. Nobody may hear of anything that is not synced:
+``written`` says how much has been noted, ``synced`` how much of it is safe, and a message that
+promises something made when ``written`` was n leaves when ``synced`` has reached n.
 
-- **append, truncation**: one ``pwrite`` at the end. Interrupted, it leaves a prefix of one record,
-  which is cut at the next start: as if the call had not been made.
+On disk there is a directory of segments (``segment.py``), a ``vote`` and a ``mark`` (``vote.py``).
+Records are only ever appended: a conflict is cut off by a TRUNCATE record, and a log that begins anew
+behind a snapshot is a new segment flagged ``reset``. So at every instant the directory is a sequence
+of whole records and perhaps one torn end, and reading it from the front gives the log as it was after
+some prefix of the calls made. Per step:
+
+- **term and vote** come first in every sync: the newest of them, replaced whole and durable before any
+  record that was noted with it is written. So no entry on disk is of a newer term than the vote on
+  disk, and one that is proves damage. What was noted between two syncs counts as one: of two terms
+  only the newer is written, since nobody has heard of the older one.
+- **appends, truncations**: one ``pwrite`` at the end for all of them, in room taken before, then one
+  ``fdatasync``. Interrupted by the death of the process it leaves a prefix; by a power cut, any of its
+  sectors. Each record states how much was synced when it was written, which tells this torn end from
+  damage (``segment.py``). The torn end is cut at the next start: as if the calls had not been made.
 - **a new segment**: the full one is synced, the new one is written under a temporary name, synced,
   renamed, its directory synced. Before the rename the old segment is simply the newest; after it the
-  old one is complete and never written again, so a bad record in it is damage, never a torn tail. The
+  old one is complete and never written again, so a bad record in it is damage, never a torn end. The
   new header states its predecessor's size and salt: an older copy of a segment is recognised.
-- **vote**: replaced whole and durable before the call returns.
 - **compaction** removes whole segments, oldest first, each removal synced before the next: what
   remains is a suffix without gaps. It runs after the snapshot is durable, and lags one snapshot
   behind the memory, so that the snapshot before the newest can stand in for a damaged one. Where the
@@ -25,10 +37,11 @@ prefix of the calls made. Per step:
   know; ``open`` then takes the very step that was missing. ``recovery.align`` decides it in both
   places and carries the proof. Segments before a reset are void from the rename on, in whatever
   order they disappear.
+- **the mark** tells the commit index no further than this node's own log is synced: beyond that the
+  disk may hold other entries than those that were committed.
 
-An entry survives the death of the process once ``add`` returned, and a power cut once ``sync`` did:
-acknowledgements that promise the latter wait for ``synced_index``. ``sync`` is the one method for
-another thread; everything else belongs to the thread of the log.
+A snapshot of this node's own waits until the log is synced up to it: the state may have applied
+entries that a majority holds and this disk does not yet.
 
 The log at a snapshot of index i begins with the entries i-1 and i, since PySyncObj reads both; after
 an installation, i-1 is a stand-in that carries only its term: it lies below the first entry that is
@@ -38,7 +51,9 @@ ever sent from the log or applied. i carries its command, which may have to be s
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import overload
 
 from ringraft.consensus.replog.files import LOCAL_DISK, Disk, DiskFailed, DiskFile, disk_failure
@@ -57,17 +72,45 @@ STAND_IN = b"\x01"
 """PySyncObj's no-op: what the entry before a snapshot's last one holds after an installation."""
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """To be written: an entry, or where the log ends."""
+
+    kind: Kind
+    index: int
+    term: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """To be written: the log begins anew with these two entries."""
+
+    entries: list[LogEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """To be done: segments that hold nothing from ``index`` on are not needed."""
+
+    index: int
+
+
+Note = Record | Reset | Drop
+UNBOUNDED = 2**63
+
+
 class Journal:
     """A log of ``(command, index, term)`` with PySyncObj's journal interface, made by ``open``.
 
-    Every writing method raises DiskFailed when the disk refuses; from then on each of them does, and
-    the process has to end. Reading goes on.
+    ``sync`` and ``flush`` raise DiskFailed when the disk refuses; from then on every writing method
+    does, and the process has to end. Reading goes on.
     """
 
     def __init__(self, directory: Path, disk: Disk, segment_bytes: int, found: Recovered) -> None:
         self._directory = directory
         self._disk = disk
-        self._tape = Tape(directory, disk, segment_bytes, found.segments, found.last_index)
+        self._tape = Tape(directory, disk, segment_bytes, found)
         self._first = found.first_index
         self._entries = found.entries
         self._vote = found.vote or Vote(0, None)
@@ -76,6 +119,19 @@ class Journal:
         """Entries from here on stay on disk at the next compaction."""
         self._mark_file: DiskFile | None = None
         self._marked: Mark | None = None
+
+        # Shared by the thread of the log and the one that syncs, under this lock, which nobody holds for long.
+        self._state = Lock()
+        self._notes: list[Note] = []
+        self._written = 0
+        self._synced = 0
+        self._synced_index = 0
+        self._sync_bound = UNBOUNDED
+        """The lowest index that the log ended at since the sync under way began."""
+        self._is_mark_due = False
+        # Held by the thread that syncs: one at a time.
+        self._sync_turn = Lock()
+        self._vote_kept = self._vote
 
     @classmethod
     def open(
@@ -94,9 +150,11 @@ class Journal:
         journal = cls(directory, disk, segment_bytes, found)
         alignment = journal._check_snapshot(found, snapshot)
         journal._repair(found)
+        journal._synced_index = journal.last_index
         if alignment is Alignment.RESET:
             assert snapshot is not None
             journal._reset(snapshot)
+            journal.sync()
         if alignment is Alignment.KEEP:
             assert snapshot is not None
             journal._forget_before(snapshot.index - 1)
@@ -156,11 +214,12 @@ class Journal:
     # Writing
 
     def add(self, command: bytes, idx: int, term: int) -> None:
-        """Append the next entry. It survives the death of this process; ``sync`` makes it survive a power cut."""
+        """Append the next entry."""
+        self._tape.refuse_if_failed()
         assert idx == self.last_index + 1, f"entry {idx} cannot follow entry {self.last_index}"
         assert term <= self._vote.term, f"entry {idx} is of term {term}, beyond the present one, {self._vote.term}"
-        self._tape.append(Kind.ENTRY, idx, term, command)
         self._entries.append((command, idx, term))
+        self._note(Record(Kind.ENTRY, idx, term, command))
 
     def deleteEntriesFrom(self, entryFrom: int) -> None:
         """Void the entries from position ``entryFrom`` on: they conflict with the leader's."""
@@ -170,9 +229,10 @@ class Journal:
         assert index >= self._commit_index, (
             f"entry {index + 1} is committed (up to {self._commit_index}) and can never be truncated"
         )
-        self._tape.append(Kind.TRUNCATE, index, 0, b"")
+        self._tape.refuse_if_failed()
         logger.info("journal truncated action=journal_truncate last=%d was=%d", index, self.last_index)
         del self._entries[entryFrom:]
+        self._note(Record(Kind.TRUNCATE, index, 0, b""), ends_at=index)
 
     def deleteEntriesTo(self, entryTo: int) -> None:
         """Forget the entries before position ``entryTo``: a durable snapshot covers them."""
@@ -191,15 +251,12 @@ class Journal:
         if keep <= self._first:
             return
         # One entry more than this caller kept last time: a snapshot needs the one before its own on disk.
-        self._tape.drop_below(self._kept_from - 1)
+        self._note(Drop(self._kept_from - 1))
         self._forget_before(keep)
         self._kept_from = keep
 
     def install(self, base: Base) -> bool:
-        """Follow a leader's snapshot that is durable here. True when the entries after it stay.
-
-        Before it is acknowledged, and before the state is served.
-        """
+        """Follow a leader's snapshot that is durable here. True when the entries after it stay."""
         assert base.term <= self._vote.term, f"a snapshot of term {base.term} in term {self._vote.term}"
         self._tape.refuse_if_failed()
         if base.index - 1 <= self._first and self._entries and self._commit_index >= base.index:
@@ -219,7 +276,6 @@ class Journal:
     # Term, vote and commit index
 
     def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
-        """Durable when this returns: nobody may hear of a term or vote before."""
         self._tape.refuse_if_failed()
         vote = Vote(term, votedForNodeId)
         if vote == self._vote:
@@ -228,9 +284,9 @@ class Journal:
         assert term > self._vote.term or self._vote.voted_for is None, (
             f"a second vote in term {term}: for {votedForNodeId} after {self._vote.voted_for}"
         )
-        with self._tape.failing(self._directory, "write the vote"):
-            write_vote(self._disk, self._directory, vote)
-        self._vote = vote
+        with self._state:
+            self._vote = vote
+            self._written += 1
 
     def getCurrentTerm(self) -> int:
         return self._vote.term
@@ -247,51 +303,100 @@ class Journal:
         return max(1, self._commit_index)
 
     def onOneSecondTimer(self) -> None:
-        """Write the mark when it changed; it is advice, so nothing waits for it."""
+        """Let the next sync write the mark, if it changed; it is advice, so nothing waits for it."""
         self._tape.refuse_if_failed()
-        mark = Mark(self._commit_index, *self._tape.synced_place)
-        if mark == self._marked:
-            return
-        assert self._mark_file is not None
-        with self._tape.failing(self._directory, "write the mark"):
-            write_mark(self._mark_file, mark)
-        self._marked = mark
+        if self._mark() != self._marked:
+            with self._state:
+                self._is_mark_due = True
+                self._written += 1
 
     # Syncing
 
     @property
     def written(self) -> int:
-        """Bytes appended since the journal was opened; what ``sync`` returns is comparable."""
-        return self._tape.written
+        """How many changes were noted since the journal was opened; ``synced`` is comparable."""
+        return self._written
 
     @property
     def synced(self) -> int:
-        """How much of ``written`` survives a power cut."""
-        return self._tape.synced
+        """How many of the changes noted survive a power cut."""
+        return self._synced
 
     @property
     def synced_index(self) -> int:
         """Entries up to here survive a power cut."""
-        return self._tape.synced_index
+        return self._synced_index
 
     def sync(self) -> int:
-        """Wait until everything written before this call survives a power cut; returns how much that is.
+        """Write what was noted before this call, and return how much that is once it survives a power cut.
 
         May be called in any thread while the log goes on; one runs at a time. Raises DiskFailed.
         """
-        return self._tape.sync()
+        with self._sync_turn:
+            self._tape.refuse_if_failed()
+            with self._state:
+                written, is_mark_due = self._written, self._is_mark_due
+                self._is_mark_due = False
+            self._write_out()
+            self._tape.sync()
+            with self._state:
+                self._synced = written
+                self._synced_index = max(self._synced_index, min(self._tape.last_index, self._sync_bound))
+            if is_mark_due:
+                self._write_mark()
+            return written
 
     def flush(self) -> None:
-        """Let what was added survive the death of this process: it does already, since nothing is buffered here."""
-        self._tape.refuse_if_failed()
+        """Let what was noted survive the death of this process, though not a power cut."""
+        with self._sync_turn:
+            self._tape.refuse_if_failed()
+            self._write_out()
+            self._tape.flush()
+
+    def _write_out(self) -> None:
+        """Put on the tape what was noted, the vote first."""
+        with self._state:
+            notes, self._notes = self._notes, []
+            vote = self._vote
+            self._sync_bound = UNBOUNDED
+        if vote != self._vote_kept:
+            with self._tape.failing(self._directory, "write the vote"):
+                write_vote(self._disk, self._directory, vote)
+            self._vote_kept = vote
+        for note in notes:
+            match note:
+                case Record(kind, index, term, payload):
+                    self._tape.append(kind, index, term, payload)
+                case Reset(entries):
+                    self._tape.begin(entries[0][1], entries, reset=True)
+                case Drop(index):
+                    self._tape.drop_below(index)
+
+    def _note(self, note: Note, *, ends_at: int = UNBOUNDED) -> None:
+        """``ends_at``: the log ends there now, so a sync under way says nothing about later entries."""
+        with self._state:
+            self._notes.append(note)
+            self._written += 1
+            self._synced_index = min(self._synced_index, ends_at)
+            self._sync_bound = min(self._sync_bound, ends_at)
+
+    def _mark(self) -> Mark:
+        return Mark(min(self._commit_index, self._synced_index), *self._tape.synced_place)
+
+    def _write_mark(self) -> None:
+        mark = self._mark()
+        assert self._mark_file is not None
+        with self._tape.failing(self._directory, "write the mark"):
+            write_mark(self._mark_file, mark)
+        self._marked = mark
 
     def close(self) -> None:
         """Sync, unless the disk failed, and let go of the files. The journal is not used any more."""
         if self._mark_file is None:
             return
         if not self._tape.has_failed:
-            self._tape.sync()
-            self.onOneSecondTimer()
+            self.sync()
+            self._write_mark()
         self._tape.close()
         self._mark_file.close()
         self._mark_file = None
@@ -327,7 +432,7 @@ class Journal:
             for path in found.rubbish:
                 disk.remove(path)
             disk.sync_directory(directory)
-        self._tape.open(found.cut)
+        self._tape.open(found)
         with self._tape.failing(directory, "open"):
             if found.vote is None:
                 write_vote(disk, directory, self._vote)
@@ -343,9 +448,9 @@ class Journal:
             self.last_index,
         )
         entries = [(STAND_IN, base.index - 1, base.prev_term), (base.command, base.index, base.term)]
-        self._tape.begin(base.index - 1, entries, reset=True)
-        self._entries = entries
+        self._entries = list(entries)
         self._first = self._kept_from = base.index - 1
+        self._note(Reset(entries), ends_at=base.index - 2)
         self._commit_index = max(self._commit_index, base.index)
 
     def _forget_before(self, index: int) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from zlib import crc32
 
 from pysyncobj import serializer as _library_serializer
 from pysyncobj import syncobj as library
@@ -20,6 +21,7 @@ from pysyncobj.config import SyncObjConf
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
+from ringraft.consensus.base import Role
 from ringraft.consensus.replog.codec import Message, PlainValues, RequestVote, Vote
 from ringraft.consensus.replog.snapshot import Base
 
@@ -32,6 +34,12 @@ class LogStore(Protocol):
 
     @property
     def log_bytes(self) -> int: ...
+    @property
+    def written(self) -> int: ...
+    @property
+    def synced(self) -> int: ...
+    @property
+    def synced_index(self) -> int: ...
     def __len__(self) -> int: ...
     def __getitem__(self, item: Any) -> Any: ...
     def add(self, command: bytes, idx: int, term: int) -> None: ...
@@ -44,6 +52,7 @@ class LogStore(Protocol):
     def getCurrentTerm(self) -> int: ...
     def getVotedForNodeId(self) -> str | None: ...
     def onOneSecondTimer(self) -> None: ...
+    def sync(self) -> int: ...
     def close(self) -> None: ...
 
 
@@ -108,6 +117,13 @@ _library_serializer.pickle = PlainValues
 library.createJournal = lambda journal: journal
 
 
+class Peer(Node):  # type: ignore[misc]
+    """A node of the library, which keeps them in sets: in the same order in every process."""
+
+    def __hash__(self) -> int:
+        return crc32(self.id.encode())
+
+
 class Outbox(Transport):  # type: ignore[misc]
     """What the library sends, as messages of ours. It has no address, no socket, no utility commands."""
 
@@ -150,8 +166,36 @@ class BareSyncObj(library.SyncObj):  # type: ignore[misc]
             commandsWaitLeader=False,
             journalFile=journal,
         )
-        super().__init__(self_node, list(others), conf, nodeClass=Node, transport=Outbox(self.promise))
+        super().__init__(self_node, list(others), conf, nodeClass=Peer, transport=Outbox(self.promise))
         self._poller = NoPoller()
+
+    # The library's state under names of its own
+
+    def role(self) -> Role:
+        return (Role.FOLLOWER, Role.CANDIDATE, Role.LEADER)[self._SyncObj__raftState]
+
+    def is_leader(self) -> bool:
+        return bool(self._SyncObj__raftState == library._RAFT_STATE.LEADER)
+
+    def term(self) -> int:
+        term: int = self._SyncObj__raftCurrentTerm
+        return term
+
+    def leader_id(self) -> str | None:
+        leader = self._SyncObj__raftLeader
+        return None if leader is None else str(leader.id)
+
+    def commit_index(self) -> int:
+        index: int = self._SyncObj__raftCommitIndex
+        return index
+
+    def applied_index(self) -> int:
+        index: int = self._SyncObj__raftLastApplied
+        return index
+
+    def is_behind(self) -> bool:
+        """Something committed is not applied yet."""
+        return bool(self._SyncObj__raftCommitIndex > self._SyncObj__raftLastApplied)
 
     def promise(self, peer_id: str, message: Message) -> None:
         """Send what promises that something is kept."""

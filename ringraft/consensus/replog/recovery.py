@@ -6,11 +6,11 @@ directory that is refused is as it was found.
 
 What a crash can leave, and nothing else may be put right:
 
-- the newest segment ends in the middle of a record (a torn append): the tail is cut. The record was
-  never acknowledged, since acknowledgements follow the sync of what they cover, or, for the death of
-  the process alone, follow a ``pwrite`` that returned. It is only a tail if no later record reads
-  and the mark does not say that it had been synced. (A power cut that keeps a later unsynced
-  record and loses an earlier one cannot be told from damage, and is refused as such);
+- the newest segment holds a record that does not read, and nothing proves that it had been synced:
+  neither the mark nor a record behind it states a synced place beyond it. It is cut there, with
+  whatever follows: acknowledgements follow the sync of what they cover, so nobody was told of it.
+  (Each sync ends a batch, and the next batch states it. So the one batch that a sync has covered and
+  nothing after it can testify for is the newest, until the mark is written within a second);
 - unfinished ``.tmp`` files: removed;
 - segments older than one that begins with ``reset``: void, removed;
 - a snapshot that the journal does not know of yet: see ``align``.
@@ -31,7 +31,6 @@ from ringraft.consensus.replog.segment import (
     SegmentHeader,
     Unreadable,
     decode_header,
-    find_record,
     scan,
     segment_sequence,
 )
@@ -84,6 +83,8 @@ class Recovered:
     vote: Vote | None
     mark: Mark | None
     cut: Cut | None
+    tail: bytes
+    """The last bytes that read, of which nothing says that they were ever synced."""
     rubbish: list[Path]
     """Files that nothing depends on any more."""
 
@@ -98,7 +99,7 @@ def recover(directory: Path, disk: Disk) -> Recovered:
         names = disk.names(directory)
     rubbish = [directory / name for name in names if name.endswith(TEMPORARY_SUFFIX)]
     headers, void = _headers(directory, names, disk)
-    found = Recovered([], 1, [], None, None, None, rubbish + void)
+    found = Recovered([], 1, [], None, None, None, b"", rubbish + void)
     if MARK_NAME in names:
         found.mark = decode_mark(read_whole(disk, directory / MARK_NAME))
     for path, header in headers:
@@ -209,17 +210,20 @@ def _replay(found: Recovered, path: Path, header: SegmentHeader, data: bytes, *,
             raise JournalDamaged(path, 0, f"it begins at entry {header.base} and not at {found.last_index + 1}")
     else:
         found.first_index = header.base
-    records, end, fault = scan(data, header.salt)
+    scanned = scan(data, header.salt)
+    end, fault = scanned.end, scanned.fault
     if fault is not None:
-        later = find_record(data, header.salt, end + 1)
-        if later is not None:
-            raise JournalDamaged(path, end, f"{fault}, and a later record, at offset {later}, is there")
+        if scanned.synced > end:
+            raise JournalDamaged(
+                path, end, f"{fault}, and the record at offset {scanned.stated_at} says that it had been synced"
+            )
         if not is_newest:
             raise JournalDamaged(path, end, f"{fault}, and a later segment is there")
         found.cut = Cut(path, end, len(data), fault)
+    found.tail = data[scanned.synced : end]
     segment = Segment(path, header, end, header.base - 1)
     found.segments.append(segment)
-    _replay_records(found, path, records)
+    _replay_records(found, path, scanned.records)
     segment.last_index = found.last_index
 
 

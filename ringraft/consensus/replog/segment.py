@@ -1,28 +1,35 @@
 """One file of the journal: a header, then records, each framed, checksummed and bound to its place.
 
     header   magic, version, flags, salt, sequence, base index, size and salt of the segment before, crc
-    record   magic, kind, payload length, index, term, crc of the payload, crc of these 28 bytes; payload
+    record   magic, kind, payload length, index, term, synced, crc of the payload, crc of these 36 bytes; payload
 
 A record's header checksum starts from ``salt + offset``: bytes that were written for another place
 (a recycled block, a copied range, or a whole record that a client hid in a payload) never pass for a
-record here, so when one does not read, looking for a later one that does is a safe test of damage.
+record here.
+
+``synced`` is the offset up to which this file was known to be on the medium when the record was
+written. A power cut may keep any sectors of what was written since the last sync and lose others, so
+a record that does not read may be followed by some that do. They tell which it is: if one of them
+states a place beyond the bad record, those bytes had been synced, and it is damage; otherwise all
+that follows was as little promised as the bad record itself, and it is a torn end.
 All numbers are little endian; lengths are bytes; offsets count from the start of the file.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from zlib import crc32
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PAYLOAD_BYTES_MAX = 64 * 1024 * 1024
 """One record's payload; several times the largest entry the log makes."""
 
 SEGMENT_HEADER = struct.Struct("<8sHHIQQQII")
-RECORD_HEADER = struct.Struct("<2sBBIQQI")
+RECORD_HEADER = struct.Struct("<2sBBIQQQI")
 """Without the checksum of the header itself, which follows."""
 CRC = struct.Struct("<I")
 RECORD_BYTES = RECORD_HEADER.size + CRC.size
@@ -98,46 +105,75 @@ def decode_header(data: bytes) -> SegmentHeader:
     )
 
 
-def encode_record(kind: Kind, index: int, term: int, payload: bytes, *, salt: int, offset: int) -> bytes:
-    """A record for exactly this place."""
-    header = RECORD_HEADER.pack(RECORD_MAGIC, kind, 0, len(payload), index, term, crc32(payload))
+def encode_record(kind: Kind, index: int, term: int, payload: bytes, *, salt: int, offset: int, synced: int) -> bytes:
+    """A record for exactly this place, written when the file was known to be on the medium up to ``synced``."""
+    header = RECORD_HEADER.pack(RECORD_MAGIC, kind, 0, len(payload), index, term, synced, crc32(payload))
     return header + CRC.pack(crc32(header, (salt + offset) & UINT32)) + payload
 
 
-def scan(data: bytes, salt: int) -> tuple[list[Record], int, str | None]:
-    """The records of a segment in order, where they end, and why there if not at the end of the file."""
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What a segment's bytes say."""
+
+    records: list[Record]
+    end: int
+    """Where the records that read in order end."""
+    fault: str | None
+    """Why there, if not at the end of the file."""
+    synced: int
+    """The furthest place that any record, also behind the fault, states as synced."""
+    stated_at: int
+    """The offset of the record that states it."""
+
+
+def scan(data: bytes, salt: int) -> Scanned:
+    """The records of a segment in order, and where and why they end."""
     records: list[Record] = []
     unpack, crc_unpack = RECORD_HEADER.unpack_from, CRC.unpack_from
     view = memoryview(data)
     offset, size = SEGMENT_HEADER.size, len(data)
+    synced = stated_at = SEGMENT_HEADER.size
+    fault = None
     while offset < size:
         body = offset + RECORD_BYTES
         if body > size:
-            return records, offset, "a record's header is cut short"
+            fault = "a record's header is cut short"
+            break
         checked = view[offset : offset + RECORD_HEADER.size]
         if crc32(checked, (salt + offset) & UINT32) != crc_unpack(data, offset + RECORD_HEADER.size)[0]:
-            return records, offset, "a record's header has a wrong checksum"
-        _magic, kind, _zero, length, index, term, payload_crc = unpack(data, offset)
+            fault = "a record's header has a wrong checksum"
+            break
+        _magic, kind, _zero, length, index, term, stated, payload_crc = unpack(data, offset)
         end = body + length
         if end > size:
-            return records, offset, f"a record's payload is cut short at {size - body} of {length} bytes"
+            fault = f"a record's payload is cut short at {size - body} of {length} bytes"
+            break
         payload = data[body:end]
         if crc32(payload) != payload_crc:
-            return records, offset, "a record's payload has a wrong checksum"
+            fault = "a record's payload has a wrong checksum"
+            break
         records.append((kind, index, term, payload, offset))
+        if stated > synced:
+            synced, stated_at = stated, offset
         offset = end
-    return records, offset, None
+    if fault is not None:
+        for found, stated in _later_records(data, salt, offset):
+            if stated > synced:
+                synced, stated_at = stated, found
+    return Scanned(records, offset, fault, synced, stated_at)
 
 
-def find_record(data: bytes, salt: int, start: int) -> int | None:
-    """The offset of the first record header at or after ``start`` that is in its own place."""
+def _later_records(data: bytes, salt: int, start: int) -> Iterator[tuple[int, int]]:
+    """(offset, the place stated as synced) of every record header from ``start`` on that is in its own place.
+
+    The header at ``start`` itself counts: its payload may be what does not read.
+    """
     offset = data.find(RECORD_MAGIC, start)
     while 0 <= offset <= len(data) - RECORD_BYTES:
         crc = crc32(data[offset : offset + RECORD_HEADER.size], (salt + offset) & UINT32)
         if crc == CRC.unpack_from(data, offset + RECORD_HEADER.size)[0]:
-            return offset
+            yield offset, RECORD_HEADER.unpack_from(data, offset)[6]
         offset = data.find(RECORD_MAGIC, offset + 1)
-    return None
 
 
 def segment_name(sequence: int) -> str:

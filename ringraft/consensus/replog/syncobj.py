@@ -1,7 +1,7 @@
 """PySyncObj's ``SyncObj``, driven by events, with the parts of it replaced that lose or repeat entries.
 
-What stays the library's: roles, terms, the election time-out, granting votes, counting copies to
-commit, falling back when no majority answers. What is replaced, whole, because filtering around
+What stays the library's: roles, terms, the election time-out, granting votes, committing only by an
+entry of the own term, falling back when no majority answers. What is replaced, whole, because filtering around
 it would need more rules than writing it:
 
 - *Taking entries* (``_take_entries``). The library cuts its log after ``prevLogIdx`` on every
@@ -12,6 +12,7 @@ it would need more rules than writing it:
   entries near a multiple of its batch size wrongly, and sends a commit notice after every commit.
   Here ``followers.py`` decides: an entry is encoded once for all followers, and a commit is told
   by the next message or a short while later.
+- *Counting copies* (``_count``): only what survives a power cut, and this node's own like any other.
 - *Applying* (``_SyncObj__applyLogEntries``): in bounded slices, through one door that cannot be
   skipped or repeated.
 - *Compaction, dump files, the command queue*: not the library's at all (``BareSyncObj``).
@@ -24,14 +25,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pysyncobj import syncobj as library
 from pysyncobj.node import Node
 
 from ringraft.clock import Clock
-from ringraft.consensus.base import Role
 from ringraft.consensus.replog.codec import Append, Appended, Message, RequestVote, TimeoutNow, Vote, encode
 from ringraft.consensus.replog.filter import (
     Changes,
@@ -39,12 +39,15 @@ from ringraft.consensus.replog.filter import (
     Mismatch,
     Progress,
     SafetyViolation,
+    Value,
     Votes,
+    agreed,
     place,
     quorum_size,
 )
 from ringraft.consensus.replog.followers import Followers
-from ringraft.consensus.replog.library import Ambient, BareSyncObj, Electorate, LogHost, LogStore, Timing
+from ringraft.consensus.replog.library import Ambient, BareSyncObj, Electorate, LogHost, LogStore, Peer, Timing
+from ringraft.consensus.replog.promises import Promises
 from ringraft.consensus.replog.recovery import LogEntry
 from ringraft.consensus.replog.snapshot import Base
 
@@ -86,12 +89,15 @@ class RaftLog(BareSyncObj):
         self._votes = Votes()
         self._commit_notice_s: float | None = None
         self._electorate = electorate
-        self._nodes = {peer_id: Node(peer_id) for peer_id in electorate.addresses()}
+        self._nodes = {peer_id: Peer(peer_id) for peer_id in electorate.addresses()}
         others = [self._nodes[voter] for voter in electorate.voters() if voter != node_id]
         self._quorum = quorum_size(electorate.voters())
+        self._promises = Promises(journal, host)
+        self._agreed_index = 0
+        """A majority of the voters holds the log up to here durably."""
         self._followers = Followers(leader=self, journal=journal, host=host)
         self._enter()
-        super().__init__(self_node=Node(node_id), others=others, timing=timing, journal=journal)
+        super().__init__(self_node=Peer(node_id), others=others, timing=timing, journal=journal)
         # A journal may have lost an unsynced tail that its commit index still counts.
         self._SyncObj__raftCommitIndex: int = min(journal.getRaftCommitIndex(), self.last_index())
         if self.is_alone():
@@ -108,28 +114,6 @@ class RaftLog(BareSyncObj):
     def progress(self) -> dict[str, Progress]:
         """What this leader believes of each follower's log."""
         return self._followers.progress
-
-    def role(self) -> Role:
-        return (Role.FOLLOWER, Role.CANDIDATE, Role.LEADER)[self._SyncObj__raftState]
-
-    def is_leader(self) -> bool:
-        return bool(self._SyncObj__raftState == library._RAFT_STATE.LEADER)
-
-    def term(self) -> int:
-        term: int = self._SyncObj__raftCurrentTerm
-        return term
-
-    def leader_id(self) -> str | None:
-        leader = self._SyncObj__raftLeader
-        return None if leader is None else str(leader.id)
-
-    def commit_index(self) -> int:
-        index: int = self._SyncObj__raftCommitIndex
-        return index
-
-    def applied_index(self) -> int:
-        index: int = self._SyncObj__raftLastApplied
-        return index
 
     def first_index(self) -> int:
         """The oldest entry held; it is only ever compared with, never sent."""
@@ -155,15 +139,21 @@ class RaftLog(BareSyncObj):
 
     def hears_majority(self) -> bool:
         """The leader got an answer from a majority within an election time-out."""
-        since = self._clock.monotonic_s() - self._timing.election_max_s
-        heard = sum(
-            1
-            for peer_id, progress in self.progress.items()
-            if progress.last_contact_s is not None
-            and progress.last_contact_s > since
-            and self._electorate.counts(peer_id)
-        )
-        return heard + 1 >= self._quorum
+        since_s = self._clock.monotonic_s() - self._timing.election_max_s
+        heard_s = self._agreed(self._clock.monotonic_s(), lambda progress: progress.last_contact_s or 0.0)
+        return heard_s > since_s
+
+    def durable_index(self) -> int:
+        """This node's own log survives a power cut up to here."""
+        return self._journal.synced_index
+
+    def _agreed(self, own: Value, of: Callable[[Progress], Value]) -> Value:
+        """The largest value that a majority of the voters has reached: this node's ``own``, and each follower's."""
+        counts = self._electorate.counts
+        values = [of(progress) for peer_id, progress in self.progress.items() if counts(peer_id)]
+        if self._electorate.may_stand():
+            values.append(own)
+        return agreed(values, self._quorum)
 
     def close(self) -> None:
         """Let go of the journal."""
@@ -176,10 +166,6 @@ class RaftLog(BareSyncObj):
             return deadline
         heartbeat: float = self._SyncObj__newAppendEntriesTime
         return heartbeat if self._commit_notice_s is None else min(heartbeat, self._commit_notice_s)
-
-    def is_behind(self) -> bool:
-        """Something committed is not applied yet."""
-        return bool(self._SyncObj__raftCommitIndex > self._SyncObj__raftLastApplied)
 
     def is_alone(self) -> bool:
         """This node is the only voter."""
@@ -199,7 +185,7 @@ class RaftLog(BareSyncObj):
             self._followers.part_with(peer_id)
             self._SyncObj__onNodeDisconnected(self._nodes.pop(peer_id))
         for peer_id in sorted(peer_ids - self._nodes.keys()):
-            self._nodes[peer_id] = Node(peer_id)
+            self._nodes[peer_id] = Peer(peer_id)
             if self.is_leader():
                 self._followers.add(peer_id)
         voters = self._electorate.voters()
@@ -249,6 +235,8 @@ class RaftLog(BareSyncObj):
             if self.is_behind() or not self._electorate.may_stand():
                 # Its table of voters may be an old one, or it is no voter: it has no election to stand for.
                 self.wait_anew()
+        if self.is_leader():
+            self._count()
         self._onTick(0)
         now = self._clock.monotonic_s()
         if self._commit_notice_s is not None and now >= self._commit_notice_s:
@@ -376,7 +364,7 @@ class RaftLog(BareSyncObj):
         placement = place(self._journal, commit_index, message)
         if isinstance(placement, Mismatch):
             refusal = Appended(message.term, message.prev_index, False, placement.log_index, placement.log_term)
-            self.promise(node.id, refusal)
+            self._host.send(node.id, encode(refusal))
             return
         if placement.cut_from is not None:
             logger.info(
@@ -392,7 +380,12 @@ class RaftLog(BareSyncObj):
             self._SyncObj__raftCommitIndex = committed
             self._journal.setRaftCommitIndex(committed)
         self._note_changes(placement.entries)
-        self.promise(node.id, Appended(message.term, message.prev_index, True, placement.matched, 0))
+        if message.entries:
+            self.promise(node.id, Appended(message.term, message.prev_index, True, placement.matched, 0))
+        else:
+            # A heartbeat is answered at once, however slow this disk is; what it holds durably is no promise.
+            durable = min(placement.matched, self.durable_index())
+            self._host.send(node.id, encode(Appended(message.term, message.prev_index, True, durable, 0)))
 
     def hear_leader(self, peer_id: str, term: int) -> bool:
         """Take ``peer_id`` for the leader of ``term``; False if that term is over."""
@@ -410,13 +403,16 @@ class RaftLog(BareSyncObj):
         self.last_heard_leader_s = self._clock.monotonic_s()
 
     def promise(self, peer_id: str, message: Message) -> None:
-        """Send what promises that something is kept: a vote, a request for one, an answer to entries.
+        """Send what promises that something is kept, once it is: a vote, a request for one, an answer to entries."""
+        self._promises.make(peer_id, message)
 
-        The one place where such messages leave, so that they can be held until what they promise
-        is on disk. Entries are with the operating system by now, which survives kill -9; term and
-        vote are synced.
-        """
-        self._host.send(peer_id, encode(message))
+    def when_kept(self, act: Callable[[], None]) -> None:
+        """Call ``act`` once all that is in the log by now survives a power cut; at once if it does."""
+        self._promises.when_kept(act)
+
+    def synced(self) -> None:
+        """More of the log survives a power cut than before."""
+        self._promises.release()
 
     # Answers, as the leader
 
@@ -428,12 +424,10 @@ class RaftLog(BareSyncObj):
             return
         self.contact(node.id)
         self._followers.answered(node.id, answer)
-        self._count(node)
 
     def installed(self, peer_id: str, index: int) -> None:
         """A follower stands at the snapshot that ends at ``index``."""
         self._followers.installed(peer_id, index)
-        self._count(self._nodes[peer_id])
 
     def contact(self, peer_id: str) -> None:
         """A follower was heard in this term."""
@@ -443,16 +437,17 @@ class RaftLog(BareSyncObj):
             if self._electorate.counts(peer_id):
                 self._SyncObj__lastResponseTime[self._nodes[peer_id]] = now
 
-    def _count(self, node: Node) -> None:
-        if not self._electorate.counts(node.id):
-            return
-        # The library counts this node's own copy without asking whether it is durable; so it is
-        # never told of more copies than this node holds durably itself.
-        self._SyncObj__raftMatchIndex[node] = min(self.progress[node.id].match_index, self._durable_index())
+    def _count(self) -> None:
+        """Let the library commit what a majority of the voters holds durably, whoever that is, and nothing else.
 
-    def _durable_index(self) -> int:
-        """How far this node's own log counts: here, what the operating system has."""
-        return self.last_index()
+        The library counts this node's own copy without asking whether it is durable, and commits at
+        once when there is no other voter. So it is told that every follower holds what is agreed, and
+        is shown no entry beyond (``_SyncObj__getEntries``). A leader with a slow disk so commits what
+        its followers hold. That an entry of this term must be among them stays the library's rule.
+        """
+        self._agreed_index = self._agreed(self.durable_index(), lambda progress: progress.match_index)
+        for node in self._SyncObj__otherNodes:
+            self._SyncObj__raftMatchIndex[node] = self._agreed_index
 
     # The library's private methods, replaced
 
@@ -467,7 +462,15 @@ class RaftLog(BareSyncObj):
 
     def _SyncObj__onBecomeLeader(self) -> None:
         self._followers.begin(self._nodes)
+        self._agreed_index = 0
         super()._SyncObj__onBecomeLeader()
+
+    def _SyncObj__getEntries(self, fromIDx: int, count: int | None = None, maxSizeBytes: int | None = None) -> Any:
+        """The entry that the library is about to count as committed, if it is agreed."""
+        if fromIDx > self._agreed_index:
+            return []
+        position = fromIDx - self.first_index()
+        return self._journal[position : position + 1]
 
     def _SyncObj__applyLogEntries(self) -> bool:
         """Apply what is committed, for a while; the caller comes back while ``is_behind``."""

@@ -4,9 +4,10 @@
 may hear of it, and a journal with entries but no readable vote is refused: a node that forgot its
 vote could vote twice in a term, and two leaders would follow.
 
-``mark`` is advice, rewritten in place now and then without a sync: the commit index, and a place in
-the segments up to which all bytes are known to be on the medium. Unreadable, it is left out of
-account; readable, it tells a tail that a crash tore (after the mark) from one that was lost later.
+``mark`` is advice, rewritten in place now and then without a sync: a commit index, and a place in the
+segments up to which all bytes are known to be on the medium. It says nothing that was not so before it
+was written, so it may reach the medium late or never. Unreadable, it is left out of account; readable,
+it tells a tail that a crash tore (after the mark) from one that was lost later.
 """
 
 from __future__ import annotations
