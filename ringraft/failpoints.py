@@ -17,8 +17,8 @@ from pathlib import Path
 from ringraft.consensus.replog.files import TEMPORARY_SUFFIX, Disk, DiskFile
 
 STEPS = (
-    "segment.create", "segment.fill", "segment.fill_sync", "segment.rename", "segment.append", "segment.sync",
-    "segment.cut", "segment.remove",
+    "segment.create", "segment.fill", "segment.fill_sync", "segment.rename", "segment.reserve", "segment.append",
+    "segment.sync", "segment.cut", "segment.remove",
     "vote.create", "vote.write", "vote.sync", "vote.rename",
     "mark.create", "mark.write",
     "snapshot.create", "snapshot.write", "snapshot.sync", "snapshot.rename", "snapshot.remove",
@@ -37,7 +37,7 @@ _APPENDED = {"write": "append", "truncate": "cut"}
 def step_of(operation: str, path: Path) -> str | None:
     """The step that an operation on a file is; None when it has no name.
 
-    ``operation`` is create, write, sync, truncate, rename, remove or sync_directory; of a rename
+    ``operation`` is create, write, reserve, sync, truncate, rename, remove or sync_directory; of a rename
     ``path`` is the new name.
     """
     name = path.name
@@ -158,6 +158,9 @@ class FailpointFile:
 
     def truncate(self, size: int) -> None:
         self._disk.around("truncate", self._disk.present(self._path), lambda: self._file.truncate(size))
+
+    def reserve(self, size: int) -> None:
+        self._disk.around("reserve", self._disk.present(self._path), lambda: self._file.reserve(size))
 
     def sync(self) -> None:
         self._disk.around("sync", self._disk.present(self._path), self._file.sync)

@@ -307,6 +307,7 @@ class SimFile:
     def reserve(self, size: int) -> None:
         if size > len(self._inode.data):
             self._handle.refuse_if_full(self._path)
+        self._handle.step("reserve", self._path, lambda: None)
 
     def truncate(self, size: int) -> None:
         self._handle.step("truncate", self._path, lambda: self._inode.truncate(size))
