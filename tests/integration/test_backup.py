@@ -186,3 +186,20 @@ def test_without_a_majority_only_a_stale_backup_is_made(cluster: Cluster, tmp_pa
     assert "majority" in refused.stderr or "voters" in refused.stderr
     ringraft("backup", "create", str(tmp_path / "b"), "--stale", "--addr", address(cluster, rest[0]))
     assert json.loads(ringraft("backup", "inspect", str(tmp_path / "b"), "--json").stdout)["items"] == 1
+
+
+def test_a_backup_needs_the_role_of_an_administrator(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("s" * 32)
+    cluster = Cluster(tmp_path, "--set", f"auth.secret_file={secret}", voters=1)
+    cluster.headers = {"Authorization": f"Bearer {'s' * 32}"}
+    try:
+        cluster.start()
+        flags = (str(tmp_path / "b"), "--addr", address(cluster, "n1"))
+        ringraft("backup", "create", *flags, code=7)
+        assert not (tmp_path / "b").exists()
+        ringraft("backup", "create", *flags, "--token-file", str(secret))
+        refused = cluster.get("n1", "/admin/backup", headers={"Host": "evil.example"})
+        refused.refused(403, "forbidden")
+    finally:
+        cluster.close()

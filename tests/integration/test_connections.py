@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.cluster import FAST, Process, call, eventually
+from tests.integration.cluster import FAST, Cluster, Process, call, eventually, fresh
 from tests.node.processes import free_ports
 
 HEADER_S = 1.0
@@ -153,6 +153,23 @@ def test_a_full_node_answers_health_and_peers_only(node: Process) -> None:
             connection.close()
     eventually(lambda: b" 200 " in rest_of(node, b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
     assert 'ringraft_http_connections_closed_total{reason="full"}' in call(node.url, "GET", "/metrics").raw.decode()
+
+
+def test_slow_clients_of_the_leader_cause_no_election(shared: Cluster) -> None:
+    leader = shared.leader()
+    term = shared.get(leader, "/raft/status").body["term"]
+    heads = [dial(shared.nodes[leader], b"GET /status HTTP/1.1\r\nX-Slow: ") for _ in range(150)]
+    head = b"POST /work/add HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    bodies = [dial(shared.nodes[leader], head) for _ in range(50)]
+    try:
+        until_s = time.monotonic() + 3
+        while time.monotonic() < until_s:
+            assert shared.get(leader, "/health").took_s < 0.2
+            assert shared.post(shared.followers()[0], "/work/add", {"work_type": fresh()}).status == 200
+        assert shared.get(leader, "/raft/status").body["term"] == term
+    finally:
+        for connection in heads + bodies:
+            connection.close()
 
 
 def rest_of(node: Process, sent: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """Rates, log lines, the listener, metrics."""
 
 import logging
+import resource
 import socket
 
 import pytest
@@ -11,6 +12,7 @@ from ringraft.metrics import Metrics, Snapshot
 from ringraft.node.identity import StartRefused
 from ringraft.node.listener import address_of, bind
 from ringraft.node.logs import FORMAT, OneLine
+from ringraft.node.process import connections_allowed
 from ringraft.node.rates import WINDOW_S, Rates
 from ringraft.state.model import Applied, Done, Epoch, Event, Rejected
 
@@ -65,6 +67,26 @@ def test_port_0_finds_a_free_port_and_says_which():
 def test_an_address_of_another_machine_is_refused(host):
     with pytest.raises(StartRefused, match=host):
         bind(host, 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted", "allowed", "raised_to"),
+    [
+        ((1024, 20_000), 500, 500, None),
+        ((1024, 20_000), 5000, 5000, 5256),
+        ((1024, resource.RLIM_INFINITY), 5000, 5000, 5256),
+        ((1024, 4096), 5000, 3840, 4096),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 5000, 5000, None),
+        ((100, 100), 5000, 1, None),
+    ],
+)
+def test_as_many_connections_as_the_limit_of_open_files_allows(monkeypatch, caplog, limits, wanted, allowed, raised_to):
+    raised = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, to: raised.append(to))
+    assert connections_allowed(wanted) == allowed
+    assert [soft for soft, _ in raised if soft != limits[0]] == ([raised_to] if raised_to else [])
+    assert ("raise the limit of open files" in caplog.text) == (allowed < wanted)
 
 
 class Source:
