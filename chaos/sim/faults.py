@@ -324,7 +324,7 @@ class Faults:
     def _fail_sync(self, fault: Fault) -> Undo:
         machine = self._machines(fault)[0]
         machine.disk.syncs_to_fail += 1
-        machine.disk_harmed = True
+        machine.disk_failed = True
 
         def undo() -> None:
             machine.disk.syncs_to_fail = 0
@@ -334,7 +334,7 @@ class Faults:
     def _full_disk(self, fault: Fault) -> Undo:
         machines = self._machines(fault)
         for machine in machines:
-            machine.disk.is_full = machine.disk_harmed = True
+            machine.disk.is_full = machine.disk_failed = True
 
         def undo() -> None:
             for machine in machines:
@@ -369,8 +369,19 @@ class Faults:
                 inode.data[place] ^= 1 << self.rng.randrange(8)
             else:
                 del inode.data[place:]
-            self._harmed, machine.disk_harmed = harmed, True
+            self._harmed, machine.disk_damaged = harmed, True
             self._world.tell(machine.node_id, "damage", f"{name} {fault.args['how']} at {place} of {len(inode.data)}")
+        return undo
+
+    def _wipe(self, fault: Fault) -> Undo | None:
+        """A machine loses its whole disk; of a minority of machines only."""
+        machine = self._machines(fault)[0]
+        harmed = self._harmed | {machine.node_id}
+        if len(harmed) > (self._world.plan.voters - 1) // 2:
+            return None
+        self._harmed = harmed
+        undo = self._hold_down([machine], power=False)
+        machine.wipe()
         return undo
 
     # Clocks

@@ -200,8 +200,10 @@ class Machine:
         self.process: Process | None = None
         self.down = 0
         """Faults that keep it down now."""
-        self.disk_harmed = False
-        """The disk failed or was damaged: a process may stop or refuse because of it."""
+        self.disk_failed = False
+        """The disk refused something: a process may stop because of it."""
+        self.disk_damaged = False
+        """Bytes on it changed: a process may refuse to start because of it."""
         self.refusal: str | None = None
         """Why its disk is good for nothing any more."""
         self.deadly: tuple[str, int, str] | None = None
@@ -234,6 +236,17 @@ class Machine:
         self.world.calls.vanish(self.node_id)
         self.world.graveyard.append(process)
         self.world.members_changed()
+
+    def wipe(self) -> None:
+        """Another disk, empty: whoever starts on it is not who was here before."""
+        assert self.process is None, "a disk is changed while nothing runs"
+        self.disk.wipe()
+        self.data_id = f"{self.rng.getrandbits(64):016x}"
+        self.incarnation = 0
+        self.refusal = None
+        self.disk_damaged = False
+        self.world.monitors.forget(self.node_id)
+        self.world.tell(self.node_id, "wipe", "an empty disk")
 
     def cut_power(self) -> None:
         self.world.network.powered[self.node_id] = False

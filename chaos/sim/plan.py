@@ -24,6 +24,11 @@ LEADER = -1
 """Stands for whoever leads when the fault comes."""
 
 
+APART = (0.9, 1.1)
+"""How fast clocks run that are not told to run fast or slow."""
+TOLD_RATES = (0.5, 2.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """Something bad at ``at_s`` for ``for_s`` seconds. ``nodes`` are numbers; what else it needs is in ``args``."""
@@ -234,7 +239,7 @@ def _clock_rate(rng: random.Random, voters: int) -> dict[str, Any]:
     return {
         "nodes": _one(rng, voters),
         "for_s": _short(rng, 1.0, 20.0),
-        "args": {"rate": round(rng.uniform(0.5, 2), 2)},
+        "args": {"rate": round(rng.uniform(*TOLD_RATES), 2)},
     }
 
 
@@ -245,6 +250,10 @@ def _transfer(rng: random.Random, voters: int) -> dict[str, Any]:
 def _bit_flip(rng: random.Random, voters: int) -> dict[str, Any]:
     args = {"file": rng.choice(("journal-", "snapshot-", "vote")), "how": rng.choice(("flip", "flip", "cut"))}
     return {"nodes": _one(rng, voters), "for_s": _short(rng, 0.1, 3.0), "args": args}
+
+
+def _wipe(rng: random.Random, voters: int) -> dict[str, Any]:
+    return {"nodes": _one(rng, voters), "for_s": _short(rng, 0.1, 5.0)}
 
 
 KINDS: dict[str, Draw] = {
@@ -271,10 +280,13 @@ KINDS: dict[str, Draw] = {
     "clock_rate": _clock_rate,
     "transfer": _transfer,
     "bit_flip": _bit_flip,
+    "wipe": _wipe,
 }
 """Every kind of fault, with how one is drawn."""
 
-NEEDS_PEERS = frozenset({"isolate", "halves", "ring", "bridge", "one_link", "flap", "resets", "transfer", "bit_flip"})
+NEEDS_PEERS = frozenset(
+    {"isolate", "halves", "ring", "bridge", "one_link", "flap", "resets", "transfer", "bit_flip", "wipe"}
+)
 POWER = frozenset({"power_cut", "power_cut_all"})
 
 
@@ -307,7 +319,7 @@ def draw(seed: int, *, voters: int | None = None, seconds: float = 60.0, without
         answers_lost=rng.choice((0.0, 0.01, 0.05)),
         sync_ms=rng.choice(((0.05, 0.4), (0.1, 1.0), (1.0, 10.0))),
         kept=rng.choice((0.0, 0.5, 0.5, 0.9)),
-        clock_rates=tuple(round(rng.uniform(0.9, 1.1), 3) if apart else 1.0 for _ in range(count)),
+        clock_rates=tuple(round(rng.uniform(*APART), 3) if apart else 1.0 for _ in range(count)),
         clock_begins_s=tuple(round(rng.uniform(1, 1e6), 3) for _ in range(count)),
         wall_ahead_ms=tuple(rng.randint(-60_000, 60_000) if apart else rng.randint(-50, 50) for _ in range(count)),
         ops_per_s=20.0,

@@ -31,6 +31,9 @@ ELECTIONS_AFTER_HEALING_MAX = 3
 STEP_S = 0.5
 RESTART_S = (0.05, 0.5)
 """How long a supervisor waits before it starts a process again that ended by itself."""
+REPLACED = 0.5
+"""The chance that a node which refuses its disk gets an empty one …"""
+REPLACED_AFTER_S = (0.5, 5.0)
 NOTES_MAX = 200_000
 
 
@@ -256,7 +259,7 @@ class World:
         """A process found that it must not go on; it ends, and its supervisor starts it again."""
         self.tell(machine.node_id, "failed", str(error))
         self.count("process_failed")
-        self.monitors.failed(machine.node_id, error, is_explained=machine.disk_harmed)
+        self.monitors.failed(machine.node_id, error, is_explained=machine.disk_failed)
         self.after(0.0, machine.kill)
         self.after(self.faults.rng.uniform(*RESTART_S), machine.start)
 
@@ -264,9 +267,17 @@ class World:
         """A process does not start on its disk."""
         self.tell(machine.node_id, "refused", str(error))
         self.count("refused_start")
-        self.monitors.refused(machine.node_id, error, is_explained=machine.disk_harmed)
+        self.monitors.refused(machine.node_id, error, is_explained=machine.disk_damaged)
         machine.refusal = str(error)
         self.after(0.0, machine.kill)
+        if self.faults.rng.random() < REPLACED:
+            self.after(self.faults.rng.uniform(*REPLACED_AFTER_S), self._replace_disk, machine)
+
+    def _replace_disk(self, machine: Machine) -> None:
+        """Somebody gives a node that refuses its disk an empty one."""
+        if machine.process is None:
+            machine.wipe()
+            machine.start()
 
     def died_in_disk(self, machine: Machine) -> None:
         """A process dies inside a disk operation, by plan."""
