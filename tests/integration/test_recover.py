@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from tests.integration.cluster import FAST, Cluster, Process, eventually, fresh
@@ -79,6 +80,36 @@ def test_the_last_voter_begins_again_with_all_it_had_and_grows_to_three(cluster:
     cluster.add(lost[0], work_type=work_type)
     for work_id in load.completed:
         assert cluster.item(work_id, lost[1])["state"] == "COMPLETED"
+
+
+def test_a_worker_runs_on_through_a_recovery_and_its_result_counts(cluster: Cluster, tmp_path: Path) -> None:
+    left = "n1"
+    go, runs = tmp_path / "go", tmp_path / "runs"
+    code = (
+        f"import os, pathlib, time; open({str(runs)!r}, 'a').write('x')\n"
+        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)\n"
+    )
+    work_type = fresh()
+    executors = {work_type: {"command": [sys.executable, "-c", code]}}
+    worker = cluster.worker("w1", "--set", f"worker.executors={json.dumps(executors)}", "--set", "worker.lease_s=5")
+    work_id = cluster.add(left, work_type=work_type)
+    eventually(lambda: cluster.item(work_id, left)["state"] == "RUNNING" and runs.exists())
+    token = cluster.item(work_id, left)["lease"]["token"]
+    for name in ("n1", "n2", "n3"):
+        cluster.nodes[name].kill()
+    cluster_id = json.loads((cluster.nodes[left].data_dir / "cluster.json").read_text())["cluster_id"]
+    ringraft(
+        "recover", "--data-dir", str(cluster.nodes[left].data_dir), "--bind", address(cluster, left),
+        "--confirm", cluster_id,
+    )  # fmt: skip
+    start_again(cluster, left)
+    go.touch()
+    eventually(lambda: cluster.item(work_id, left)["state"] == "COMPLETED", timeout_s=30)
+    item = cluster.item(work_id, left)
+    assert [entry["token"] for entry in item["history"]] == [token], "the grant of the old life, and no other"
+    assert runs.read_text() == "x"
+    assert eventually(lambda: cluster.get("w1", "/status").body["worker"]["spooled"] == 0)
+    assert worker.alive
 
 
 def test_a_directory_that_is_in_use_or_no_voters_is_refused(cluster: Cluster, tmp_path: Path) -> None:
