@@ -26,6 +26,7 @@ from ringraft.consensus.replog.snapshot import Snapshot, SnapshotStore, Snapshot
 
 JOURNAL, SNAPSHOTS = "log", "snapshot"
 PAYLOAD_BYTES_MAX = 2500
+FLUSH_SHARE = 0.3
 Tell = Callable[[list[Any]], None]
 
 
@@ -189,6 +190,8 @@ class Walk:
         else:
             index = last + self._rng.randint(2, 20)
             entry_term, prev_term, command = term, term, payload(index, term)
+        # The term of a snapshot is kept before the snapshot is.
+        self._sync()
         writer = self._store.receive(index, entry_term, prev_term, b"", command=command)
         entry = self._journal.entry(index)
         keeps = entry is not None and entry[2] == entry_term
