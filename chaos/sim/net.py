@@ -21,7 +21,7 @@ from aiohttp import web
 
 from chaos.sim.loop import EventQueue, NodeLoop
 from ringraft.consensus.replog.codec import Message, decode_all
-from ringraft.consensus.replog.transport import PARTING_S, LinkListener
+from ringraft.consensus.replog.transport import LinkListener
 
 REDIAL_FIRST_S = 0.02
 REDIAL_MAX_S = 0.25
@@ -295,16 +295,10 @@ class SimLinks:
         for peer in self.peers:
             if peer not in before:
                 self.dial(peer)
-        for peer in before:
-            if peer not in self.peers:
-                self.attempts.pop(peer, None)
-                if peer in self.connections:
-                    at_s = self.network.queue.now_s + PARTING_S
-                    self.loop.deliver(at_s, self.network.break_off, self.connections[peer], at_s)
 
     def dial(self, peer: str) -> None:
         """Begin to connect, unless a connection is just being made."""
-        if peer in self.peers and self.attempts.get(peer) != 0:
+        if (peer in self.peers or peer in self.incoming) and self.attempts.get(peer) != 0:
             self._attempt += 1
             self.attempts[peer] = self._attempt
             self.loop.call_soon(self.network.dial, self, peer, REDIAL_FIRST_S, self._attempt)
@@ -329,9 +323,6 @@ class SimLinks:
         if self.is_closed or connection.source.is_closed or connection.broken_s is not None:
             return
         peer = connection.source.node_id
-        if peer not in self.peers:
-            self.network.break_off(connection, self.network.queue.now_s)
-            return
         older = self.incoming.get(peer)
         self.incoming[peer] = connection
         if older is not None:

@@ -72,7 +72,9 @@ class Enrolment:
         propose: Propose,
         has_begun: Callable[[], bool],
         stop_sending: Callable[[str], None],
+        on_removed: Callable[[], None],
     ) -> None:
+        """``on_removed`` is told once when the cluster has removed this node."""
         self._roll = roll
         self._log = log
         self._clock = clock
@@ -81,6 +83,8 @@ class Enrolment:
         self._propose = propose
         self._has_begun = has_begun
         self._stop_sending = stop_sending
+        self._on_removed = on_removed
+        self._is_removed = False
         self._catch_up = CatchUp(election_s)
         self._has_stood = False
         self._under_way: asyncio.Future[Outcome] | None = None
@@ -121,6 +125,10 @@ class Enrolment:
         if roll.form_if_due(log.is_linked):
             log.wait_anew()
         self._tell_changes()
+        if roll.seat.standing == Standing.REMOVED and not self._is_removed:
+            self._is_removed = True
+            logger.warning("this node was removed from the cluster action=removed node=%s", roll.own.node_id)
+            self._on_removed()
         if not self._has_stood and roll.may_stand() and log.last_index() <= 1:
             self._stand_first()
         if log.is_leader() and self._under_way is None and now_s >= self._pause_until_s:

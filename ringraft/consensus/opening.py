@@ -37,6 +37,7 @@ def open_roll(
     *,
     own: Self,
     configured: Mapping[str, str],
+    contacts: Mapping[str, str],
     data_dir: Path,
     disk: Disk,
     clock: Clock,
@@ -55,7 +56,15 @@ def open_roll(
         disk.make_directory(directory)
         write_seat(disk, directory, seat)
 
-    return Roll(own=own, configured=configured, seat=seat, keep=keep, clock=clock, formation_wait_s=formation_wait_s)
+    return Roll(
+        own=own,
+        configured=configured,
+        contacts=contacts,
+        seat=seat,
+        keep=keep,
+        clock=clock,
+        formation_wait_s=formation_wait_s,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,6 @@ from ringraft.consensus.refusals import Refusals
 from ringraft.consensus.replog.codec import AskIndex, Chunk, ChunkTaken, Introduce, Message, ReadIndex, encode
 from ringraft.consensus.replog.files import LOCAL_DISK, Disk
 from ringraft.consensus.replog.install import Images
-from ringraft.consensus.replog.seat import Standing
 from ringraft.consensus.replog.syncer import Syncer
 from ringraft.consensus.replog.syncobj import CHANGE, ENTRY, RaftLog
 from ringraft.consensus.replog.transport import Links, PeerLinks, RevealsSecret
@@ -64,6 +63,7 @@ class RaftConsensus:
         *,
         own: Self,
         voters: Mapping[str, str],
+        contacts: Mapping[str, str] | None = None,
         data_dir: Path,
         replicated: Replicated,
         config: RaftConfig,
@@ -72,12 +72,13 @@ class RaftConsensus:
         clock: Clock,
         rng: random.Random,
         on_failure: Callable[[BaseException], None] | None = None,
-        on_removed: Callable[[], None] | None = None,
+        on_removed: Callable[[], None] = lambda: None,
         links: Links | None = None,
         disk: Disk = LOCAL_DISK,
     ) -> None:
         """``voters`` maps the voters that are to found the cluster to ``host:port``, this node too if it is one
-        of them; once the log names voters, they count. Without this node it waits to be added.
+        of them; once the log names voters, they count. A node that joins has none, but ``contacts``:
+        voters of the cluster, to which it links until its log names them.
 
         ``on_failure`` is told once when this node can no longer take part (a failed disk, a broken
         invariant), ``on_removed`` when the cluster has removed it: the process should end. ``links`` and
@@ -85,7 +86,7 @@ class RaftConsensus:
         """
         self._own = own
         self._node_id = own.node_id
-        self._voters = dict(voters)
+        self._voters, self._contacts = dict(voters), dict(contacts or {})
         self._data_dir = data_dir
         self._replicated = replicated
         self._config = config
@@ -145,6 +146,7 @@ class RaftConsensus:
         self._roll = open_roll(
             own=self._own,
             configured=self._voters,
+            contacts=self._contacts,
             data_dir=self._data_dir,
             disk=self._disk,
             clock=self._clock,
@@ -186,6 +188,12 @@ class RaftConsensus:
             config=self._config,
             clock=self._clock,
         )
+        self._take_up()
+        self._follow_table(opened.log.applied_index())
+        self._is_open = True
+
+    def _take_up(self) -> None:
+        """Put together what asks something of the log."""
         self._entries = EntryMaker(
             log=self._log,
             proposals=self._proposals,
@@ -205,12 +213,11 @@ class RaftConsensus:
             propose=self._wait_for_entry,
             has_begun=self._entries.has_begun,
             stop_sending=self._images.stop_sending,
+            on_removed=self._on_removed,
         )
-        self._follow_table(opened.log.applied_index())
         self._reads = FollowerReads(log=self._log, first_number=self._rng.getrandbits(40), send=self.send)
         patience_s = self._config.election_max_ms / 1000
         self._handover = Handover(log=self._log, roll=self._roll, patience_s=patience_s)
-        self._is_open = True
 
     async def stop(self) -> None:
         """Stop taking part; every proposal has ended when this returns. Hands nothing over."""
@@ -439,15 +446,8 @@ class RaftConsensus:
         """Entry ``index`` may have changed who keeps the log: quorum, links and this directory's standing follow."""
         self._roll.take_table(self._replicated.voter_table, index)
         self._log.follow()
-        if not self._is_running:
-            return
-        self._links.follow(self._roll.addresses())
-        if self._roll.seat.standing == Standing.REMOVED:
-            logger.warning(
-                "this node was removed from the cluster action=removed node=%s index=%d", self._node_id, index
-            )
-            if self._on_removed is not None:
-                self._on_removed()
+        if self._is_running:
+            self._links.follow(self._roll.addresses())
 
     def _on_installed(self, index: int) -> None:
         """The state was replaced by a snapshot as of entry ``index``."""

@@ -71,12 +71,14 @@ class Roll:
         *,
         own: Self,
         configured: Mapping[str, str],
+        contacts: Mapping[str, str],
         seat: Seat,
         keep: Callable[[Seat], None],
         clock: Clock,
         formation_wait_s: float,
     ) -> None:
-        """``configured`` maps the founding voters to addresses; it is empty at a node that joins.
+        """``configured`` maps the founding voters to addresses; it is empty at a node that joins, which has
+        ``contacts``: voters of the cluster, until its log names them.
 
         ``keep`` makes a seat durable.
         """
@@ -86,6 +88,7 @@ class Roll:
         self.index = 0
         """The newest entry applied when the table was last looked at."""
         self._configured = dict(configured)
+        self._contacts = dict(contacts)
         self._keep = keep
         self._clock = clock
         self._formation_wait_s = formation_wait_s
@@ -115,7 +118,7 @@ class Roll:
         if self.is_formed:
             known = {record.node_id: record.address for record in self.table.voters.values()}
         else:
-            known = dict(self._configured)
+            known = self._configured | self._contacts
         known.pop(self.own.node_id, None)
         return known
 
@@ -163,6 +166,7 @@ class Roll:
             formation_id=self.seat.formation_id,
             your_data_id=record.data_id if record is not None else "",
             your_incarnation=record.incarnation if record is not None else 0,
+            knows_you=record is not None or not self.is_formed,
             applied_index=self.index,
             asks=asks,
         )
@@ -198,13 +202,14 @@ class Roll:
     def _compare_with(self, peer_id: str, said: Introduce) -> None:
         """A directory of an older life of this node takes no part, whatever its own seat says."""
         own = self.own
-        if (
-            self.seat.standing != Standing.MEMBER
-            or said.applied_index <= self.seat.since_index
-            or not said.your_data_id
-        ):
+        if self.seat.standing != Standing.MEMBER or said.applied_index <= self.seat.since_index:
             return
-        if said.your_data_id != own.data_id:
+        if not said.knows_you:
+            seat = self.seat._replace(standing=Standing.REMOVED, since_index=said.applied_index)
+            self._sit(seat, f"{peer_id} knows that this node was removed")
+        elif not said.your_data_id:
+            return
+        elif said.your_data_id != own.data_id:
             self._sit(self.seat._replace(standing=Standing.LEARNER), f"{peer_id} knows this node by another directory")
         elif said.your_incarnation > own.incarnation:
             known = f"{peer_id} knows incarnation {said.your_incarnation}, this is {own.incarnation}"

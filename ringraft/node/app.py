@@ -28,7 +28,7 @@ from ringraft.membership.table import Report, Timers
 from ringraft.metrics import Metrics, Snapshot
 from ringraft.node.archive import Archive
 from ringraft.node.identity import DataDirectory, Identity, StartRefused, propose_cluster_id
-from ringraft.node.joining import ask_cluster_id
+from ringraft.node.joining import ask_cluster
 from ringraft.node.listener import BACKLOG, address_of, bind
 from ringraft.node.load import SAMPLE_S, Load
 from ringraft.node.logs import begin_logging
@@ -77,6 +77,7 @@ class Node:
         self.is_stopping = False
         self.url = ""
         self._address = ""
+        self._contacts: Mapping[str, str] = {}
         self._directory: DataDirectory | None = None
         self._load: Load | None = None
         self._client: aiohttp.ClientSession | None = None
@@ -264,11 +265,16 @@ class Node:
         self._address = settings.node.advertise or address_of(bound, host)
         self.url = f"http://{self._address}"
         self._directory = directory = DataDirectory.open(settings.node.data_dir.absolute())
-        configured, proposed = settings.cluster.cluster_id, None
-        if settings.node.is_voter and configured is None and directory.cluster_id() is None:
-            founders = self._founders()
-            proposed = propose_cluster_id(founders) if founders else await ask_cluster_id(settings)
-        self.identity = directory.identify(node_id=settings.node.node_id, cluster_id=configured, proposed=proposed)
+        proposed = None
+        if settings.node.is_voter and directory.cluster_id() is None:
+            if self._founders():
+                proposed = propose_cluster_id(self._founders())
+            else:
+                met = await ask_cluster(settings)
+                proposed, self._contacts = met.cluster_id, met.voters
+        self.identity = directory.identify(
+            node_id=settings.node.node_id, cluster_id=settings.cluster.cluster_id, proposed=proposed
+        )
         self._load = Load(directory.path)
         if settings.node.is_voter:
             await self._open_log(directory)
@@ -317,6 +323,7 @@ class Node:
             settings=self.settings,
             own=Self(self.identity.node_id, self._address, self.identity.data_id, self.identity.incarnation),
             founders=self._founders(),
+            contacts=self._contacts,
             cluster_id=self.identity.cluster_id,
             data_dir=directory.path,
             clock=self.clock,

@@ -66,6 +66,7 @@ class Voter:
         settings: Settings,
         own: Self,
         founders: Mapping[str, str],
+        contacts: Mapping[str, str],
         cluster_id: str,
         data_dir: Path,
         clock: Clock,
@@ -73,8 +74,10 @@ class Voter:
         on_failure: Callable[[BaseException], None],
         on_removed: Callable[[], None],
     ) -> None:
-        """``founders`` are the configured voters; none at a node that joins a cluster."""
+        """``founders`` are the configured voters; none at a node that joins a cluster, whose
+        voters are its ``contacts``."""
         self._founders = dict(founders)
+        self._contacts = dict(contacts)
         self._table: VoterTable | None = None
         self._membership: HeartbeatMembership | None = None
         self._node_id = settings.node.node_id
@@ -99,6 +102,7 @@ class Voter:
         self.consensus = RaftConsensus(
             own=own,
             voters=founders,
+            contacts=contacts,
             data_dir=data_dir,
             replicated=self.replica,
             config=RaftConfig(
@@ -128,7 +132,7 @@ class Voter:
     def addresses(self) -> Mapping[str, str]:
         """Who keeps the log, by id: as the log says, or as configured before it says anything."""
         table = self.replica.voter_table.voters
-        return {record.node_id: record.address for record in table.values()} or self._founders
+        return {record.node_id: record.address for record in table.values()} or self._founders or self._contacts
 
     def _follow_voters(self, _applied: Applied | None = None) -> None:
         """Let heartbeats go to those who keep the log now; say once how they differ from the configuration."""

@@ -211,15 +211,15 @@ class Network:
         """Returns False for a message that gets lost."""
 
     def is_open(self, source: str, target: str) -> bool:
-        """Both run, know each other, and nothing is cut. What is on the way to one that forgets the sender arrives."""
+        """Both run, one of them knows the other, and nothing is cut."""
         if source not in self.nodes or target not in self.nodes or (source, target) in self.cut:
             return False
-        return source in self.nodes[target].peers or target in self.nodes[source].up
+        return source in self.nodes[target].peers or target in self.nodes[source].peers
 
     def refresh(self) -> None:
         """Tell every node which of its links are up, a moment later."""
         for links in self.nodes.values():
-            for peer in links.peers:
+            for peer in self.nodes:
                 self.loop.call_later(0.002, links.look, peer)
 
     def partition(self, *sides: Iterable[str]) -> None:
@@ -255,11 +255,8 @@ class MemoryLinks:
         self.vanish(refuses=False)
 
     def follow(self, peers: Mapping[str, str]) -> None:
-        gone = [peer for peer in self.peers if peer not in peers]
         self.peers = list(peers)
         if self.listener is not None:
-            for peer in gone:
-                self.network.loop.call_later(0.01, self.look, peer)
             self.network.refresh()
 
     def vanish(self, *, refuses: bool) -> None:
@@ -274,7 +271,7 @@ class MemoryLinks:
 
     def look(self, peer: str) -> None:
         """Notice whether the way to ``peer`` is open."""
-        is_up = peer in self.peers and self.network.is_open(self.node_id, peer)
+        is_up = peer != self.node_id and self.network.is_open(self.node_id, peer)
         if self.listener is None or is_up == (peer in self.up):
             return
         self.generation += 1
@@ -359,6 +356,7 @@ class Cluster:
             self.nodes[name] = node = RaftConsensus(
                 own=Self(name, f"{name}:1", self.data_ids[name], self.incarnations[name], version),
                 voters={voter: f"{voter}:1" for voter in self.founders} if name in self.founders else {},
+                contacts={} if name in self.founders else {voter: f"{voter}:1" for voter in self.founders},
                 data_dir=DIRECTORY,
                 replicated=state,
                 config=self.config,
@@ -379,6 +377,10 @@ class Cluster:
         self.disks[name] = MemoryDisk()
         self.data_ids[name] = f"{name}-{int(self.data_ids[name].split('-')[1]) + 1}"
         self.incarnations[name] = 0
+
+    def wipe_new(self, name: str) -> None:
+        """Another machine, with an empty directory."""
+        self.disks[name], self.data_ids[name], self.incarnations[name] = MemoryDisk(), f"{name}-1", 0
 
     def kill(self, name: str, *, refuses: bool = True) -> None:
         """As kill -9: nothing is said, nothing more is written."""

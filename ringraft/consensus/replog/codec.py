@@ -122,6 +122,8 @@ class Introduce(NamedTuple):
     your_data_id: str
     """The receiver's directory, as the sender's table has it; empty: it has none."""
     your_incarnation: int
+    knows_you: bool
+    """False: the sender's log names who keeps it, and the receiver is not among them."""
     applied_index: int
     """The newest entry that the sender has applied."""
     asks: bool
@@ -146,7 +148,7 @@ _FIELD_TYPES: tuple[tuple[type, ...], ...] = (
     (int, int, int, bool),
     (int, int),
     (int, int, int),
-    (int, bool, str, int, int, str, str, str, int, int, bool),
+    (int, bool, str, int, int, str, str, str, int, bool, int, bool),
 )
 
 

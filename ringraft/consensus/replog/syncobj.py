@@ -183,10 +183,11 @@ class RaftLog(BareSyncObj):
         peer_ids = self._electorate.addresses().keys()
         for peer_id in sorted(self._nodes.keys() - peer_ids):
             self._followers.part_with(peer_id)
-            self._SyncObj__onNodeDisconnected(self._nodes.pop(peer_id))
-        for peer_id in sorted(peer_ids - self._nodes.keys()):
-            self._nodes[peer_id] = Peer(peer_id)
-            if self.is_leader():
+            if not self.is_linked(peer_id):
+                del self._nodes[peer_id]
+        for peer_id in sorted(peer_ids):
+            self._nodes.setdefault(peer_id, Peer(peer_id))
+            if self.is_leader() and peer_id not in self.progress:
                 self._followers.add(peer_id)
         voters = self._electorate.voters()
         others = {self._nodes[voter] for voter in voters if voter != self.node_id}
@@ -201,10 +202,9 @@ class RaftLog(BareSyncObj):
 
     def begin_anew_with(self, peer_id: str) -> None:
         """The peer's copy is another one than before: what it had acknowledged is void."""
-        node = self._nodes.get(peer_id)
-        if node is None or not self.is_leader():
+        if not self.is_leader() or peer_id not in self.progress:
             return
-        self._SyncObj__raftMatchIndex[node] = 0
+        self._SyncObj__raftMatchIndex[self._nodes[peer_id]] = 0
         self._followers.add(peer_id)
         if self.is_linked(peer_id):
             self._followers.link_up(peer_id)
@@ -280,18 +280,19 @@ class RaftLog(BareSyncObj):
 
     def link_up(self, peer_id: str) -> None:
         """Messages to ``peer_id`` may leave from now on; what was on the way before may be lost."""
-        if peer_id not in self._nodes:
-            return
         self._enter()
-        self._SyncObj__onNodeConnected(self._nodes[peer_id])
-        if self.is_leader():
+        # A guest, whom this node's table does not name, may lead or vote by a newer one.
+        self._SyncObj__onNodeConnected(self._nodes.setdefault(peer_id, Peer(peer_id)))
+        if self.is_leader() and peer_id in self.progress:
             self._followers.link_up(peer_id)
 
     def link_down(self, peer_id: str) -> None:
         if peer_id not in self._nodes:
             return
         self._SyncObj__onNodeDisconnected(self._nodes[peer_id])
-        if self.is_leader():
+        if peer_id not in self._electorate.addresses():
+            del self._nodes[peer_id]
+        elif self.is_leader():
             self._followers.link_down(peer_id)
 
     def is_linked(self, peer_id: str) -> bool:
@@ -420,7 +421,7 @@ class RaftLog(BareSyncObj):
         if answer.term > self.term():
             self.step_down(answer.term)
             return
-        if answer.term < self.term() or not self.is_leader():
+        if answer.term < self.term() or not self.is_leader() or node.id not in self.progress:
             return
         self.contact(node.id)
         self._followers.answered(node.id, answer)
@@ -461,7 +462,7 @@ class RaftLog(BareSyncObj):
         self._followers.send(heartbeat=True)
 
     def _SyncObj__onBecomeLeader(self) -> None:
-        self._followers.begin(self._nodes)
+        self._followers.begin(self._electorate.addresses())
         self._agreed_index = 0
         super()._SyncObj__onBecomeLeader()
 

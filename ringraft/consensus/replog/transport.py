@@ -2,6 +2,8 @@
 
 Each node dials every other voter and sends on the connection it dialled; what the other sends
 arrives on the connection the other dialled. So a link that is up means: what is sent may arrive.
+A peer that proves itself is taken though this node does not know it, and dialled at the address it
+names, for as long as it stays: the voters may have changed while this node was away.
 
 Before a link carries messages both sides prove that they know the cluster secret (HMAC-SHA-256 over
 both nonces, the cluster id and both node ids, with a label for each direction, the dialler first).
@@ -41,9 +43,10 @@ BATCH_BYTES = 1024 * 1024
 """Messages that wait together travel in one WebSocket message of about this size."""
 WAITING_BYTES_MAX = 64 * 1024 * 1024
 """A link that falls further behind is closed: the peer catches up from the log when it is back."""
-PARTING_S = 1.0
-"""A link to a node that keeps the log no longer stays for so long, so that it learns of it."""
+GUESTS_MAX = 16
+"""Peers linked that this node does not know; each has proven that it belongs to the cluster."""
 ADDRESS_CHARS_MAX = 300
+ID_CHARS_MAX = 64
 
 
 class RevealsSecret(Protocol):
@@ -78,7 +81,7 @@ class Links(Protocol):
     async def stop(self) -> None: ...
 
     def follow(self, peers: Mapping[str, str]) -> None:
-        """Keep links to these and no others: id to ``host:port``. Also before ``start``."""
+        """Keep links to these: id to ``host:port``. Others stay while they dial this node. Also before ``start``."""
         ...
 
     def send(self, peer_id: str, frame: bytes) -> None:
@@ -169,7 +172,8 @@ class PeerLinks:
         self._session: aiohttp.ClientSession | None = None
         self._outgoing: dict[str, Outgoing] = {}
         self._incoming: dict[str, Incoming] = {}
-        self._parting: set[asyncio.Task[None]] = set()
+        self._ended: set[asyncio.Task[None]] = set()
+        """Links given up, until their connections are closed."""
 
     async def start(self, listener: LinkListener) -> None:
         self._listener = listener
@@ -179,7 +183,7 @@ class PeerLinks:
             self._link_with(peer_id, address)
 
     async def stop(self) -> None:
-        tasks = [*self._parting, *(link.dialling for link in self._outgoing.values() if link.dialling is not None)]
+        tasks = [*self._ended, *(link.dialling for link in self._outgoing.values() if link.dialling is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -194,7 +198,8 @@ class PeerLinks:
         if self._session is None:
             return
         for peer_id in before.keys() - peers.keys():
-            self._part_with(peer_id)
+            if peer_id not in self._incoming:
+                self._drop(peer_id)
         for peer_id, address in peers.items():
             link = self._outgoing.get(peer_id)
             if link is None:
@@ -206,19 +211,12 @@ class PeerLinks:
         self._outgoing[peer_id] = link = Outgoing(peer_id, address)
         link.dialling = asyncio.create_task(self._stay_linked(link), name=f"raft-link-{peer_id}")
 
-    def _part_with(self, peer_id: str) -> None:
-        link, incoming = self._outgoing.pop(peer_id), self._incoming.get(peer_id)
-
-        async def part() -> None:
-            await asyncio.sleep(PARTING_S)
-            assert link.dialling is not None
+    def _drop(self, peer_id: str) -> None:
+        link = self._outgoing.pop(peer_id, None)
+        if link is not None and link.dialling is not None:
             link.dialling.cancel()
-            if incoming is not None:
-                incoming.cut()
-
-        task = asyncio.create_task(part(), name=f"raft-part-{peer_id}")
-        self._parting.add(task)
-        task.add_done_callback(self._parting.discard)
+            self._ended.add(link.dialling)
+            link.dialling.add_done_callback(self._ended.discard)
 
     def _move(self, link: Outgoing, address: str) -> None:
         """The peer is to be reached elsewhere; a connection that is up shows that it is there already."""
@@ -341,7 +339,9 @@ class PeerLinks:
         if older is not None:
             older.cut()
         link = self._outgoing.get(peer_id)
-        if link is not None:
+        if link is None:
+            self._link_with(peer_id, address)
+        else:
             self._move(link, address)
             link.redial.set()
         try:
@@ -349,6 +349,8 @@ class PeerLinks:
         finally:
             if self._counts(socket, peer_id):
                 del self._incoming[peer_id]
+                if peer_id not in self._peers:
+                    self._drop(peer_id)
         return socket
 
     def _counts(self, socket: web.WebSocketResponse, peer_id: str) -> bool:
@@ -400,8 +402,10 @@ class PeerLinks:
             fault = f"cluster id {hello.get('cluster')!r}; this node belongs to {self._cluster_id!r}"
         elif hello.get("to") != self._node_id:
             fault = f"looks for {hello.get('to')!r} at the address of {self._node_id!r}"
-        elif not isinstance(peer_id, str) or peer_id not in self._peers:
-            fault = f"{peer_id!r} is not one of those who keep this log: it was removed, or is not added yet"
+        elif not isinstance(peer_id, str) or not 0 < len(peer_id) <= ID_CHARS_MAX or peer_id == self._node_id:
+            fault = "its greeting names no peer"
+        elif peer_id not in self._outgoing and len(self._outgoing.keys() - self._peers.keys()) >= GUESTS_MAX:
+            fault = f"{GUESTS_MAX} nodes that this one does not know are linked already"
         elif not isinstance(address, str) or not 0 < len(address) <= ADDRESS_CHARS_MAX:
             fault = "its greeting has no address"
         if fault is not None:
