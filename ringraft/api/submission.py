@@ -117,7 +117,7 @@ class Submission:
 
     def _add_batch(self, body: Body, principal: Principal) -> Op:
         faults: list[Fault] = []
-        items = tuple(self._item(item, f"/items/{i}", faults) for i, item in enumerate(body["items"]))
+        items = tuple([self._item(item, f"/items/{i}", faults) for i, item in enumerate(body["items"])])
         if faults:
             raise of_faults(faults)
         return AddBatch(items)
@@ -160,20 +160,23 @@ class Submission:
 
     def _complete_batch(self, body: Body, principal: Principal) -> Op:
         faults: list[Fault] = []
-        items = tuple(self._completion(item, principal, f"/items/{i}", faults) for i, item in enumerate(body["items"]))
+        asked = enumerate(body["items"])
+        items = [self._completion(item, principal, f"/items/{i}", faults) for i, item in asked]
         if faults:
             raise of_faults(faults)
-        return CompleteBatch(items)
+        return CompleteBatch(tuple(items))
 
     def _completion(self, body: Body, principal: Principal, pointer: str, faults: list[Fault]) -> Complete:
         find = body.get
-        then = find("then")
+        result, artifacts, spawn, then = find("result"), find("artifacts"), find("spawn"), find("then")
         return Complete(
             work_id=body["work_id"],
             token=body["token"],
-            result=self._payload(find("result"), f"{pointer}/result", faults),
-            artifacts=self._payload(find("artifacts"), f"{pointer}/artifacts", faults),
-            spawn=tuple(self._item(item, f"{pointer}/spawn/{i}", faults) for i, item in enumerate(find("spawn") or ())),
+            result=None if result is None else self._payload(result, f"{pointer}/result", faults),
+            artifacts=None if artifacts is None else self._payload(artifacts, f"{pointer}/artifacts", faults),
+            spawn=tuple([self._item(item, f"{pointer}/spawn/{i}", faults) for i, item in enumerate(spawn)])
+            if spawn
+            else (),
             then=None if then is None else self._item(then, f"{pointer}/then", faults),
             holder=principal.node_id,
         )

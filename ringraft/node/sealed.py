@@ -26,12 +26,12 @@ class Sealed(NamedTuple):
     body: bytes
 
 
-def seal(item: Item) -> Sealed:
-    """A final item as a row."""
+def seal(item: Item, body: bytes) -> Sealed:
+    """A final item as a row; ``body`` is what the state machine packs it into."""
     new, end, grant = item.spec.new, item.end, item.grant
     assert end is not None, f"{item.spec.work_id} is not final"
     node_id = None if grant is None else grant.node_id
-    return Sealed(item.spec.id, item.state, new.work_type, new.group, node_id, end.wall_ms, image.pack_one(item))
+    return Sealed(item.spec.id, item.state, new.work_type, new.group, node_id, end.wall_ms, body)
 
 
 def unseal(body: bytes) -> dict[str, Any]:

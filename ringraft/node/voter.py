@@ -89,7 +89,7 @@ class Voter:
             self.archive,
             state=lambda: self.replica.machine,
             find=lambda work_id: self.replica.machine.tables.item(work_id),
-            seal=seal,
+            seal=lambda item: seal(item, self.replica.machine.pack(item)),
         )
         self.replica = Replica(
             machine=StateMachine(),

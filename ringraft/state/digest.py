@@ -66,6 +66,15 @@ class Digest:
         while len(records) > NOTED_MAX:
             self._fold_record(*records.pop(next(iter(records))))
 
+    def fold_packed(self, item: Item, spec: bytes, packed: bytes) -> None:
+        """Fold the change to ``item`` if it is noted; ``spec`` and ``packed`` are its encodings."""
+        noted = self._items.get(item.spec.seq)
+        if noted is None or noted[1] is not item:
+            return
+        del self._items[item.spec.seq]
+        old = noted[0]
+        self._sum += _hash(packed) + (_hash(spec) if old is None else -_hash(pack_item(old)))
+
     def fold(self, clock: bytes) -> None:
         """Take in all that is noted. ``clock`` is the encoding of what changes with every entry."""
         for old_item, new_item in self._items.values():

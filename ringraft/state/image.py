@@ -153,13 +153,13 @@ def _full_slices(buffer: bytearray) -> Iterator[bytes]:
         del buffer[:SLICE_BYTES]
 
 
-def pack_one(item: Item) -> bytes:
-    """One item by itself, for whoever keeps it beyond the state."""
-    return pack_value(VERSION) + pack_spec(item.spec) + pack_item(item)
+def join_one(spec: bytes, item: bytes) -> bytes:
+    """One packed item by itself, for whoever keeps it beyond the state."""
+    return pack_value(VERSION) + spec + item
 
 
 def unpack_one(data: bytes) -> Item:
-    """What ``pack_one`` wrote. CodecError for anything else."""
+    """What ``join_one`` wrote. CodecError for anything else."""
     where = "the kept item"
     unpacker = msgpack.Unpacker(strict_map_key=False)
     unpacker.feed(data)

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from ringraft.state import commands as ops
 from ringraft.state import image, reasons, view
-from ringraft.state.codec import pack_value, unpack
+from ringraft.state.codec import pack_item, pack_spec, pack_value, unpack
 from ringraft.state.decide import add, cancel, claim, finish, node, time, voter
 from ringraft.state.digest import Digest
 from ringraft.state.lazyheap import LazyHeap
@@ -399,6 +399,12 @@ class StateMachine:
         """SHA-256 over (index, log time, sum of the records' hashes): equal on all nodes at equal index."""
         self._digest.fold(image.pack_clock(self._tables))
         return self._digest.hexdigest(self._tables.index, self._tables.log_ms)
+
+    def pack(self, item: Item) -> bytes:
+        """An item alone, for whoever keeps it longer (``image.unpack_one``); its hash, if due, comes from it too."""
+        spec, packed = pack_spec(item.spec), pack_item(item)
+        self._digest.fold_packed(item, spec, packed)
+        return image.join_one(spec, packed)
 
     def next_due(self) -> tuple[int | None, int | None]:
         """(log_ms, wall_ms) of the earliest timers; log_ms is now when there is work left over."""

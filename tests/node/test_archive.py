@@ -205,7 +205,8 @@ def test_a_sealed_item_is_read_as_it_was():
     token = machine.item("game-1")["lease"]["token"]
     result = msgpack.packb({"games": 7})
     machine.apply(3, Entry(1002, 2002, Epoch(0, 1), (Command(Complete("game-1", token, result)),)))
-    row = seal(machine.tables.item("game-1"))
+    item = machine.tables.item("game-1")
+    row = seal(item, machine.pack(item))
     assert row[:6] == ("game-1", "COMPLETED", "selfplay", "g", "w1", 2002)
     assert unseal(row.body) == machine.item("game-1")
     with pytest.raises(CodecError):

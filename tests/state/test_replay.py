@@ -58,10 +58,15 @@ def test_when_changes_are_hashed_makes_no_difference(log: list[Entry], noted_max
         other = StateMachine(strict=True)
         for index, entry in enumerate(sent, 1):
             other.apply(index, entry)
-    asked = StateMachine(strict=True)
+    asked, packed = StateMachine(strict=True), StateMachine(strict=True)
     for index, entry in enumerate(sent, 1):
         asked.apply(index, entry)
         asked.digest()
+        before = list(packed.tables.items.values())
+        packed.apply(index, entry)
+        for item in (*before, *packed.tables.items.values()):
+            packed.pack(item)
+    assert packed.digest() == asked.digest()
     assert machine.digest() == other.digest() == asked.digest()
 
 
