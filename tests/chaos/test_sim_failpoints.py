@@ -73,8 +73,10 @@ def test_the_count_says_which_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     disk = FailpointDisk(LOCAL_DISK, Failpoint.parse("segment.append.after:3:kill"))
     journal = Journal.open(tmp_path / "log", disk=disk)
     journal.setCurrentTerm(1, None)
-    journal.add(b"a", 1, 1)
-    journal.add(b"b", 2, 1)
+    for index, command in enumerate((b"a", b"b"), 1):
+        journal.add(command, index, 1)
+        journal.sync()
+    journal.add(b"c", 3, 1)
     with pytest.raises(Killed):
-        journal.add(b"c", 3, 1)
+        journal.sync()
     assert Journal.open(tmp_path / "log").last_index == 3
