@@ -408,10 +408,13 @@ class RaftConsensus:
         self._pace.soon()
 
     def on_refused(self, peer_id: str) -> None:
-        delay_s = self._refusals.delay_s(peer_id) if self._is_running else None
+        if not self._is_running:
+            return
+        self._log.leader_gone(peer_id)
+        delay_s = self._refusals.delay_s(peer_id)
         if delay_s is not None:
             self._log.campaign_within(delay_s)
-            self._pace.soon()
+        self._pace.soon()
 
     def _confirm_index(self, peer_id: str, request: int) -> None:
         """A follower's read: answer with the index of a commit begun now, or 0."""

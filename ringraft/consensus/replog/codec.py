@@ -30,6 +30,8 @@ class RequestVote(NamedTuple):
     term: int
     last_index: int
     last_term: int
+    is_asked_to: bool = False
+    """The leader itself has asked the candidate to take over."""
 
 
 class Vote(NamedTuple):
@@ -130,16 +132,46 @@ class Introduce(NamedTuple):
     """The sender does not know the receiver, and wants to be answered."""
 
 
-Message = RequestVote | Vote | TimeoutNow | Append | Appended | Chunk | ChunkTaken | AskIndex | ReadIndex | Introduce
+class PreVote(NamedTuple):
+    """The sender asks whether it would get a vote in ``term``, which is not begun."""
+
+    term: int
+    last_index: int
+    last_term: int
+
+
+class PreVoted(NamedTuple):
+    """Answers a PreVote for ``asked_term``; ``term`` is the sender's."""
+
+    term: int
+    asked_term: int
+    granted: bool
+
+
+Message = (
+    RequestVote
+    | Vote
+    | TimeoutNow
+    | Append
+    | Appended
+    | Chunk
+    | ChunkTaken
+    | AskIndex
+    | ReadIndex
+    | Introduce
+    | PreVote
+    | PreVoted
+)
 
 _KINDS: tuple[type[Message], ...] = (
     RequestVote, Vote, TimeoutNow, Append, Appended, Chunk, ChunkTaken, AskIndex, ReadIndex, Introduce,
+    PreVote, PreVoted,
 )  # fmt: skip
 """A kind's number is its place; places never change."""
 
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 _FIELD_TYPES: tuple[tuple[type, ...], ...] = (
-    (int, int, int),
+    (int, int, int, bool),
     (int,),
     (int,),
     (int, int, int, int, list),
@@ -149,6 +181,8 @@ _FIELD_TYPES: tuple[tuple[type, ...], ...] = (
     (int, int),
     (int, int, int),
     (int, bool, str, int, int, str, str, str, int, bool, int, bool),
+    (int, int, int),
+    (int, int, bool),
 )
 
 

@@ -23,6 +23,7 @@ from pysyncobj.transport import Transport
 
 from ringraft.consensus.base import Role
 from ringraft.consensus.replog.codec import Message, PlainValues, RequestVote, Vote
+from ringraft.consensus.replog.recovery import LogEntry
 from ringraft.consensus.replog.snapshot import Base
 
 STUDIED_SOURCE = "e8bdf06797085d734df86e24ab4802fe87893dff77268565ec036f7ad4a1cfe4"
@@ -166,6 +167,7 @@ class BareSyncObj(library.SyncObj):  # type: ignore[misc]
             commandsWaitLeader=False,
             journalFile=journal,
         )
+        self._journal = journal
         super().__init__(self_node, list(others), conf, nodeClass=Peer, transport=Outbox(self.promise))
         self._poller = NoPoller()
 
@@ -196,6 +198,49 @@ class BareSyncObj(library.SyncObj):  # type: ignore[misc]
     def is_behind(self) -> bool:
         """Something committed is not applied yet."""
         return bool(self._SyncObj__raftCommitIndex > self._SyncObj__raftLastApplied)
+
+    def first_index(self) -> int:
+        """The oldest entry held; it is only ever compared with, never sent."""
+        index: int = self._journal[0][1]
+        return index
+
+    def entries(self, first: int, count: int) -> list[LogEntry]:
+        """Up to ``count`` entries as (command, index, term), from ``first`` on or the oldest held after it."""
+        start = max(0, first - self.first_index())
+        return list(self._journal[start : start + count])
+
+    def log_bytes(self) -> int:
+        """Bytes of the log on disk."""
+        return self._journal.log_bytes
+
+    def last_index(self) -> int:
+        index: int = self._journal[-1][1]
+        return index
+
+    def close(self) -> None:
+        """Let go of the journal."""
+        self._journal.close()
+
+    def last_entry(self) -> tuple[int, int]:
+        """(term, index) of the newest entry held: whose log is newer is whose pair is larger."""
+        _, index, term = self._journal[-1]
+        return (term, index)
+
+    def stand_now(self) -> None:
+        """Let the library's election begin with the next tick."""
+        # It compares strictly, so "at once" has to lie in the past.
+        self._SyncObj__raftElectionDeadline = 0.0
+
+    def step_down(self, term: int) -> None:
+        """Follow nobody in ``term``, which is newer than the present one."""
+        assert term > self.term(), f"term {term} is not newer than {self.term()}"
+        self._SyncObj__setCurrentTerm(term, None)
+        self._SyncObj__setState(library._RAFT_STATE.FOLLOWER)
+        self._SyncObj__raftLeader = None
+
+    def is_linked(self, peer_id: str) -> bool:
+        node = self._nodes.get(peer_id)
+        return node is not None and node in self._SyncObj__connectedNodes
 
     def promise(self, peer_id: str, message: Message) -> None:
         """Send what promises that something is kept."""

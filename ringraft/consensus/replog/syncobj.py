@@ -32,7 +32,18 @@ from pysyncobj import syncobj as library
 from pysyncobj.node import Node
 
 from ringraft.clock import Clock
-from ringraft.consensus.replog.codec import Append, Appended, Message, RequestVote, TimeoutNow, Vote, encode
+from ringraft.consensus.replog.codec import (
+    Append,
+    Appended,
+    Message,
+    PreVote,
+    PreVoted,
+    RequestVote,
+    TimeoutNow,
+    Vote,
+    encode,
+)
+from ringraft.consensus.replog.election import Election
 from ringraft.consensus.replog.filter import (
     Changes,
     LogRecord,
@@ -48,7 +59,6 @@ from ringraft.consensus.replog.filter import (
 from ringraft.consensus.replog.followers import Followers
 from ringraft.consensus.replog.library import Ambient, BareSyncObj, Electorate, LogHost, LogStore, Peer, Timing
 from ringraft.consensus.replog.promises import Promises
-from ringraft.consensus.replog.recovery import LogEntry
 from ringraft.consensus.replog.snapshot import Base
 
 logger = logging.getLogger(__name__)
@@ -80,13 +90,12 @@ class RaftLog(BareSyncObj):
         host: LogHost,
     ) -> None:
         self.node_id = node_id
-        self.last_heard_leader_s: float | None = None
         self._clock = clock
         self._rng = rng
         self._host = host
         self._timing = timing
-        self._journal = journal
         self._votes = Votes()
+        self._election = Election(log=self, electorate=electorate, host=host, clock=clock, live_s=timing.election_min_s)
         self._commit_notice_s: float | None = None
         self._electorate = electorate
         self._nodes = {peer_id: Peer(peer_id) for peer_id in electorate.addresses()}
@@ -115,27 +124,14 @@ class RaftLog(BareSyncObj):
         """What this leader believes of each follower's log."""
         return self._followers.progress
 
-    def first_index(self) -> int:
-        """The oldest entry held; it is only ever compared with, never sent."""
-        index: int = self._journal[0][1]
-        return index
-
-    def entries(self, first: int, count: int) -> list[LogEntry]:
-        """Up to ``count`` entries as (command, index, term), from ``first`` on or the oldest held after it."""
-        start = max(0, first - self.first_index())
-        return list(self._journal[start : start + count])
-
-    def log_bytes(self) -> int:
-        """Bytes of the log on disk."""
-        return self._journal.log_bytes
-
-    def last_index(self) -> int:
-        index: int = self._journal[-1][1]
-        return index
-
     def term_begun(self) -> bool:
         """This node leads and has applied everything that earlier leaders left."""
         return self.is_leader() and self.applied_index() >= self._SyncObj__noopIDx
+
+    @property
+    def last_heard_leader_s(self) -> float | None:
+        """When a leader was last heard, on the monotonic clock."""
+        return self._election.heard_s
 
     def hears_majority(self) -> bool:
         """The leader got an answer from a majority within an election time-out."""
@@ -155,15 +151,11 @@ class RaftLog(BareSyncObj):
             values.append(own)
         return agreed(values, self._quorum)
 
-    def close(self) -> None:
-        """Let go of the journal."""
-        self._journal.close()
-
     def next_deadline_s(self) -> float:
         """When ``tick`` wants to be called again, on the monotonic clock."""
         if not self.is_leader():
             deadline: float = self._SyncObj__raftElectionDeadline
-            return deadline
+            return min(deadline, self._election.next_deadline_s())
         heartbeat: float = self._SyncObj__newAppendEntriesTime
         return heartbeat if self._commit_notice_s is None else min(heartbeat, self._commit_notice_s)
 
@@ -235,6 +227,10 @@ class RaftLog(BareSyncObj):
             if self.is_behind() or not self._electorate.may_stand():
                 # Its table of voters may be an old one, or it is no voter: it has no election to stand for.
                 self.wait_anew()
+            elif not self._election.may_stand(self.term() + 1):
+                self.wait_anew()
+                self._election.ask()
+        self._election.answer_refused()
         if self.is_leader():
             self._count()
         self._onTick(0)
@@ -260,20 +256,27 @@ class RaftLog(BareSyncObj):
                 self._take_entries(node, message)
             case Appended():
                 self._take_answer(node, message)
-            case RequestVote() | TimeoutNow() if not self._electorate.may_vote():
+            case RequestVote() | PreVote() | TimeoutNow() if not self._electorate.may_vote():
                 logger.info("has no vote action=no_vote node=%s asked_by=%s", self.node_id, peer_id)
-            case RequestVote(term, last_index, last_term):
-                request = {
-                    "type": "request_vote",
-                    "term": term,
-                    "last_log_index": last_index,
-                    "last_log_term": last_term,
-                }
-                self._library_message(node, request)
+            case RequestVote(term, last_index, last_term, is_asked_to):
+                if is_asked_to or not self.has_live_leader():
+                    request = {
+                        "type": "request_vote",
+                        "term": term,
+                        "last_log_index": last_index,
+                        "last_log_term": last_term,
+                    }
+                    self._library_message(node, request)
             case Vote(term):
                 if term == self.term() and self._electorate.counts(peer_id) and self._votes.is_new(peer_id, term):
                     self._library_message(node, {"type": "response_vote", "term": term})
+            case PreVote():
+                self._election.asked(peer_id, message)
+            case PreVoted():
+                self._election.answered(peer_id, message)
             case TimeoutNow(term):
+                if term == self.term() and self.leader_id() == peer_id:
+                    self._election.take_over(term + 1)
                 self._library_message(node, {"type": "timeout_now", "term": term})
             case _:
                 raise AssertionError(f"{type(message).__name__} is not the log's to take")
@@ -294,10 +297,6 @@ class RaftLog(BareSyncObj):
             del self._nodes[peer_id]
         elif self.is_leader():
             self._followers.link_down(peer_id)
-
-    def is_linked(self, peer_id: str) -> bool:
-        node = self._nodes.get(peer_id)
-        return node is not None and node in self._SyncObj__connectedNodes
 
     def append(self, command: bytes) -> int:
         """Add a command at the leader; returns its index. ``replicate`` sends it."""
@@ -329,13 +328,6 @@ class RaftLog(BareSyncObj):
         assert self.is_leader(), "only a leader hands over"
         self._host.send(peer_id, encode(TimeoutNow(self.term())))
 
-    def step_down(self, term: int) -> None:
-        """Follow nobody in ``term``, which is newer than the present one."""
-        assert term > self.term(), f"term {term} is not newer than {self.term()}"
-        self._SyncObj__setCurrentTerm(term, None)
-        self._SyncObj__setState(library._RAFT_STATE.FOLLOWER)
-        self._SyncObj__raftLeader = None
-
     def stand_at(self, base: Base) -> None:
         """The state becomes that of a durable snapshot: keep the entries after it, if they continue it."""
         self._journal.install(base)
@@ -353,6 +345,17 @@ class RaftLog(BareSyncObj):
         """Drop entries before ``index`` - 1, which a durable snapshot at or after ``index`` covers."""
         assert index <= self.applied_index(), f"entry {index} is not applied yet"
         self._journal.compact_to(index)
+
+    # Elections, before the vote
+
+    def leader_gone(self, peer_id: str) -> None:
+        """Nobody listens any more where ``peer_id`` did."""
+        if peer_id == self.leader_id():
+            self._election.gone(peer_id)
+
+    def has_live_leader(self) -> bool:
+        """Whether there is a leader that is not to be deserted; this node itself while a majority answers it."""
+        return self.hears_majority() if self.is_leader() else self._election.is_live(self.leader_id())
 
     # Taking entries, as a follower
 
@@ -401,10 +404,12 @@ class RaftLog(BareSyncObj):
             raise SafetyViolation(f"{node.id} and {self.node_id} both lead term {term}")
         # The library sees a bare heartbeat: it settles term, role, leader and election time-out.
         self._library_message(node, {"type": "append_entries", "term": term, "commit_index": 0})
-        self.last_heard_leader_s = self._clock.monotonic_s()
+        self._election.hear()
 
     def promise(self, peer_id: str, message: Message) -> None:
         """Send what promises that something is kept, once it is: a vote, a request for one, an answer to entries."""
+        if isinstance(message, RequestVote):
+            message = message._replace(is_asked_to=self._election.is_asked_to(message.term))
         self._promises.make(peer_id, message)
 
     def when_kept(self, act: Callable[[], None]) -> None:
