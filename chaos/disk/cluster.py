@@ -108,7 +108,7 @@ class Cluster:
         statuses = await self._settled(client)
         for status in statuses:
             self.report(self.votes.hear(status["node_id"], status["term"]))
-        digests = [await client.get("/raft/digest", address=url) for url in self.voters.urls]
+        digests = await self._digests(client)
         if len({digest["sha256"] for digest in digests}) != 1:
             self.report([f"digests differ: {digests}"])
         url = self.rng.choice(self.voters.urls)
@@ -136,6 +136,15 @@ class Cluster:
         except TimeoutError:
             views = await self._views(client)
             raise NotReady(f"the voters did not come to stand together in {SETTLE_S:g} s: {views}") from None
+
+    async def _digests(self, client: Client) -> list[dict[str, Any]]:
+        """Of all voters at the same index, which a new term or a duty may move once more. TimeoutError."""
+        async with asyncio.timeout(SETTLE_S):
+            while True:
+                digests = [await client.get("/raft/digest", address=url) for url in self.voters.urls]
+                if len({digest["index"] for digest in digests}) == 1:
+                    return digests
+                await asyncio.sleep(POLL_S)
 
     async def _views(self, client: Client) -> list[dict[str, Any]]:
         """How each voter that answers sees the log."""

@@ -3,9 +3,12 @@
 import asyncio
 from collections.abc import Iterator
 
+import msgpack
+import pytest
+
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.codec import Chunk, Message
-from tests.consensus.raft_kit import Cluster, LoopClock, Rebuilding, cluster, run
+from tests.consensus.raft_kit import DIRECTORY, Cluster, LoopClock, Notes, Rebuilding, cluster, run
 
 CONFIG = RaftConfig(snapshot_entries=40, segment_bytes=4096)
 
@@ -192,5 +195,38 @@ def test_chunks_twice_and_in_any_order_install_the_same_state() -> None:
             c.network.duplicate = 0.5
             await c.start(away)
             assert await c.converged() == EXPECTED
+
+    run(scenario())
+
+
+def test_the_term_of_a_leaders_snapshot_is_kept_before_the_snapshot_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut leaves a snapshot of a term that this node's vote does not know, and it refuses to start."""
+
+    def in_one_chunk(state: Notes) -> Iterator[bytes]:
+        # No more chunks than may be under way: none waits for an answer, which would wait for the sync.
+        pieces = [*chunks_of(state)]
+        yield pieces[0]
+        yield msgpack.packb([note for piece in pieces[1:] for note in msgpack.unpackb(piece)])
+
+    chunks_of = Notes.snapshot
+    monkeypatch.setattr(Notes, "snapshot", in_one_chunk)
+
+    async def scenario() -> None:
+        async with cluster(3, config=CONFIG) as c:
+            away = await leave_behind(c, 20)
+            leader = await c.leader()
+            other = next(name for name in c.names if name not in (away, leader))
+            await c.nodes[leader].transfer(other, deadline_s=1)
+            for number in range(200):
+                await c.write(f"w{number}")
+            await c.start(away)
+            syncs = c.nodes[away]._syncer._thread
+            c.loop.work_takes_s = lambda executor: (0.5 if executor is syncs else 0.0, True)
+            directory = DIRECTORY / "snapshot"
+            await c.until(lambda: any(name.endswith(".snap") for name in c.disks[away].names(directory)))
+            c.cut_power(away)
+            c.loop.work_takes_s = lambda executor: (0.0, False)
+            await c.start(away)
+            await c.converged()
 
     run(scenario())

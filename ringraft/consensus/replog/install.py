@@ -62,6 +62,7 @@ class Images:
             replicated=replicated,
             clock=clock,
             thread=thread,
+            log_kept=self._log_kept,
             on_kept=self._kept,
             on_installed=on_installed,
             on_failure=on_failure,

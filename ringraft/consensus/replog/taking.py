@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from typing import Any
 
@@ -42,7 +42,10 @@ WAITING_MAX = 2 * CHUNKS_IN_FLIGHT_MAX
 
 
 class Taking:
-    """What arrives at this node. ``on_installed`` is called in the step in which the state changes."""
+    """What arrives at this node. ``on_installed`` is called in the step in which the state changes.
+
+    ``log_kept`` waits until the log, term and vote are durable as far as they are now.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Taking:
         replicated: Replicated,
         clock: Clock,
         thread: Executor,
+        log_kept: Callable[[], Awaitable[None]],
         on_kept: Callable[[Snapshot], None],
         on_installed: Callable[[int], None],
         on_failure: Callable[[Exception], None],
@@ -61,6 +65,7 @@ class Taking:
         self._replicated = replicated
         self._clock = clock
         self._thread = thread
+        self._log_kept = log_kept
         self._on_kept = on_kept
         self._on_installed = on_installed
         self._fail = on_failure
@@ -121,6 +126,9 @@ class Taking:
         else:
             assert self._writer is not None, "a first chunk came before"
             writer, self._writer = self._writer, None
+            # The snapshot may be of a term that this node has only just heard of. A power cut must not
+            # leave it beside an older vote: nobody could tell that from two directories mixed.
+            await self._log_kept()
             snapshot = await self._in_thread(writer.commit)
             await self._install(peer_id, chunk, snapshot)
             return
