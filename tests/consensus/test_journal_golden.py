@@ -1,4 +1,4 @@
-"""Data directories of earlier formats open, for ever.
+"""Data directories of earlier formats open, or are refused by their version and left as they are.
 
 ``tests/golden/disk-v2`` is what format 2 left after: 30 entries of term 1, snapshots at 10 and 20, a
 conflict from 26 on, 10 entries of term 3, a snapshot at 28, a vote for n3 in term 4. It is never
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ringraft.consensus.replog.files import LOCAL_DISK
-from ringraft.consensus.replog.journal import Journal
+from ringraft.consensus.replog.journal import Journal, JournalDamaged
 from ringraft.consensus.replog.recovery import oldest_index
 from ringraft.consensus.replog.snapshot import Base, SnapshotStore
 
@@ -61,3 +61,15 @@ def test_format_2_falls_back_to_the_snapshot_before(data: Path) -> None:
     journal = Journal.open(data / "journal", snapshot=snapshot.base)
     assert journal[:] == [expected(index) for index in range(19, 36)]
     journal.close()
+
+
+def test_format_1_is_refused_by_its_version(tmp_path: Path) -> None:
+    """No release wrote it; ``tests/golden/disk-v1`` holds the same log in it."""
+    data = tmp_path / "data"
+    shutil.copytree(GOLDEN.with_name("disk-v1"), data)
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    snapshot = SnapshotStore(data / "snapshots").latest()
+    assert snapshot is not None
+    with pytest.raises(JournalDamaged, match="the segment has format 1; this version reads 2"):
+        Journal.open(data / "journal", snapshot=snapshot.base)
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
