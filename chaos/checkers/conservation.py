@@ -69,6 +69,14 @@ def _adds(history: History, finals: Sequence[FinalState], totals: Totals) -> Non
                 told = f"{name} was acknowledged at {op.returned_s:.3f} s and is not on {state.node} at the end"
                 totals.violations.append(Violation("lost_add", told, (op,)))
     everywhere = {name for state in finals for name in state.items.keys() | state.archived.keys()}
+    for op in history:
+        if op.ending is not Ending.NOT_APPLIED:
+            continue
+        for name in {str(one.get("work_id", "")).lower() for one in asked_items(op)}:
+            if name in everywhere and name not in answered and name not in asked:
+                told = f"{name} is there, and every add of it ended as not applied, which means never"
+                totals.violations.append(Violation("applied_after_all", told, (op,)))
+                asked[name] = op
     unnamed = sorted(everywhere - answered.keys() - asked.keys())
     totals.recovered = sorted(everywhere & (asked.keys() - answered.keys()))
     if len(unnamed) <= nameless:

@@ -41,12 +41,15 @@ LOG = (
         ),
     ),
     Mutant(
-        "truncation_below_commit",
-        "a conflict below the commit index is taken for an ordinary one",
-        "what is committed stays",
+        "conflict_not_cut",
+        "a follower keeps its own entries where the leader's conflict, and says that they match",
+        "the same entry at the same index everywhere",
         (
-            Edit(f"{REPLOG}.filter:place", "            if index <= commit_index:", "            if index < 0:"),
-            Edit(f"{REPLOG}.journal:Journal.deleteEntriesFrom", "assert index >= self._commit_index,", "assert True,"),
+            Edit(
+                f"{REPLOG}.filter:place",
+                "            return Placement(index, _records(entries, offset, prev), matched)",
+                "            return Placement(None, (), matched)",
+            ),
         ),
     ),
     Mutant(

@@ -223,8 +223,10 @@ class Worker(Client):
         chance = 1.0 if is_draining else rng.random()
         if chance < 0.06:
             await self.call("fail", {**lease, "error": "it broke", "retryable": rng.random() < 0.8})
+            await self._change_its_mind(lease)
         elif chance < 0.09:
             await self.call("release", lease)
+            await self._change_its_mind(lease)
         elif chance < 0.12:
             return  # It forgot; the lease will run out.
         elif chance < 0.17:
@@ -236,3 +238,8 @@ class Worker(Client):
             await self.call("complete_batch", {"items": [{**lease, "result": {"n": rng.randrange(1000)}}]})
         else:
             await self.call("complete", {**lease, "result": {"n": rng.randrange(1000)}})
+
+    async def _change_its_mind(self, lease: dict[str, Any]) -> None:
+        """It gave the item up, and hands a result in all the same."""
+        if self.rng.random() < 0.3:
+            await self.call("complete", {**lease, "result": {"n": self.rng.randrange(1000)}})

@@ -65,6 +65,15 @@ def test_more_items_than_were_asked_for_are_unexpected() -> None:
     assert rules(totals.violations) == ["unexpected_item"]
 
 
+def test_what_was_not_applied_is_not_there() -> None:
+    refused = [op(number, "add", {"work_id": "b"}, None, ending=Ending.NOT_APPLIED) for number in (1, 2)]
+    history = History([add(0, "a"), *refused])
+    found = conservation.check(history, [final(a="PENDING", b="PENDING")])
+    assert rules(found) == ["applied_after_all"]
+    again = op(3, "add", {"work_id": "b"}, None, ending=Ending.UNKNOWN)
+    assert conservation.check(History([*history, again]), [final(a="PENDING", b="PENDING")]) == []
+
+
 def test_two_completions_of_one_item() -> None:
     history = History([add(0, "a"), claim(1, "a", 1), claim(2, "a", 2), complete(3, "a", 1), complete(4, "a", 2)])
     assert rules(conservation.check(history, [])) == ["double_completion"]
