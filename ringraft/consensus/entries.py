@@ -45,7 +45,7 @@ class EntryMaker:
         bytes_max: int,
         refusal: Callable[[Command], Rejected | None],
     ) -> None:
-        """``refusal`` says why a command may not be proposed now."""
+        """``refusal`` says why a command of this kind may not be proposed now."""
         self._log = log
         self._proposals = proposals
         self._replicated = replicated
@@ -113,8 +113,15 @@ class EntryMaker:
     def _proposable(self, taken: list[Proposal]) -> list[Proposal]:
         """Those that may be proposed now, at most one change of the voters among them; the others end here."""
         allowed, has_change = [], False
+        # Asked once for each kind of command, which is what it goes by.
+        refusals: dict[type, Rejected | None] = {}
         for proposal in taken:
-            refused = None if proposal.command is None else self._refusal(proposal.command)
+            refused = None
+            if proposal.command is not None:
+                kind = type(proposal.command.op)
+                if kind not in refusals:
+                    refusals[kind] = self._refusal(proposal.command)
+                refused = refusals[kind]
             if proposal.command is not None and isinstance(proposal.command.op, VOTER_CHANGES):
                 if has_change:
                     refused = Rejected("conflict", "another change of the voters goes first; try again")

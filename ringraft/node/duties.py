@@ -153,9 +153,14 @@ class Duties:
     # Time.
 
     def _applied(self, applied: Applied) -> None:
-        """Called in apply: wakes the ticker when the next timer is another one than it waits for."""
-        if self._is_leading and self._replica.machine.next_due() != self._armed_for:
-            self._rearm.set()
+        """Called in apply: wakes the ticker when there is an earlier timer than it waits for.
+
+        One that is later now only lets it wake in vain, once; it would be moved with nearly every entry.
+        """
+        if self._is_leading:
+            due = zip(self._replica.machine.next_due(), self._armed_for, strict=True)
+            if any(now is not None and (before is None or now < before) for now, before in due):
+                self._rearm.set()
 
     async def _tick(self) -> None:
         while True:

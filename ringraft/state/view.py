@@ -60,7 +60,7 @@ def item(one: Item) -> dict[str, Any]:
         "work_type": new.work_type,
         "config": unpacked(new.config) or {},
         "priority": new.priority,
-        "state": state.value,
+        "state": str(state),
         "attempt": one.attempt,
         "max_attempts": new.max_attempts,
         "timeout_s": None if new.timeout_ms is None else seconds(new.timeout_ms),

@@ -233,7 +233,7 @@ class Births:
         added = (answer for answer in self.answers if answer["status"] == "added")
         for answer, item in zip(added, started.values(), strict=True):
             why = unsatisfiable_because(self._tables, item.spec.shape)
-            answer["state"] = item.state.value
+            answer["state"] = str(item.state)
             answer["index"] = at.index
             answer["warnings"] = [why] if why is not None else []
 
