@@ -116,3 +116,18 @@ def test_a_leader_that_no_majority_voted_for_is_found(tmp_path: Path) -> None:
     other = tmp_path / "n2.log"
     other.write_text("x action=leadership node=n2 leader=n2 term=5 role=leader\n")
     assert votes.read_log("n2", other) == ["n2 and n1 both led term 5"]
+
+
+@needs_volumes
+def test_voters_keep_through_power_cuts_what_they_acknowledged() -> None:
+    code, said = power("--nodes", "3", "--cuts", "6", "--seed", "5")
+    assert code == 0, said
+    assert "lost 0, violations 0" in said
+
+
+@needs_volumes
+def test_voters_that_do_not_sync_are_found_out() -> None:
+    code, said = power("--nodes", "1", "--cuts", "20", "--seed", "5", "--without-sync")
+    assert code == 1
+    assert "FAILED" in said, said
+    assert "violations 0" not in said
