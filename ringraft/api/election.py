@@ -11,6 +11,7 @@ from ringraft.api.forward import NoAnswer, NotSent, Passed
 from ringraft.api.health import voters
 from ringraft.api.problems import Problem
 from ringraft.api.route import Answer, Consistency, Route
+from ringraft.api.service import no_leader
 from ringraft.api.shapes import AT, COUNT, FLAG, NUMBER, TEXT, TEXT_OR_NULL, listed, shape
 from ringraft.consensus.base import Indeterminate, NotLeader, Unavailable
 from ringraft.consensus.base import Role as LogRole
@@ -59,6 +60,9 @@ async def election_start(call: Call) -> Reply:
     status = service.status()
     leader = status.leader_id
     if leader is None:
+        without = no_leader(status)
+        if without.code == "no_quorum":
+            raise Problem("conflict", f"an election cannot succeed now: {without.detail}")
         call.node.consensus.campaign(reason)
         log.info("election asked for action=election_start kind=campaign by=%s", call.principal.name)
         return Reply({"started": True, "reason": reason}, 202)
