@@ -95,7 +95,7 @@ class EntryMaker:
                 log_ms=base.log_ms + self._clock.monotonic_ms() - base.monotonic_ms,
                 wall_ms=self._clock.wall_ms(),
                 epoch=Epoch(base.generation, base.term),
-                commands=(*own, *(proposal.command for proposal in taken if proposal.command is not None)),
+                commands=(*own, *(proposal.command for proposal in taken)),
             )
             encoded = self._encoded(entry)
             if not isinstance(encoded, Rejected):
@@ -116,13 +116,11 @@ class EntryMaker:
         # Asked once for each kind of command, which is what it goes by.
         refusals: dict[type, Rejected | None] = {}
         for proposal in taken:
-            refused = None
-            if proposal.command is not None:
-                kind = type(proposal.command.op)
-                if kind not in refusals:
-                    refusals[kind] = self._refusal(proposal.command)
-                refused = refusals[kind]
-            if proposal.command is not None and isinstance(proposal.command.op, VOTER_CHANGES):
+            kind = type(proposal.command.op)
+            if kind not in refusals:
+                refusals[kind] = self._refusal(proposal.command)
+            refused = refusals[kind]
+            if isinstance(proposal.command.op, VOTER_CHANGES):
                 if has_change:
                     refused = Rejected("conflict", "another change of the voters goes first; try again")
                 has_change = has_change or refused is None

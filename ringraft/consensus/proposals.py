@@ -14,7 +14,6 @@ import itertools
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from ringraft.consensus.base import Indeterminate, NotLeader, Unavailable
 from ringraft.state.commands import weight
@@ -29,16 +28,16 @@ WAITING_MAX = 65_536
 
 @dataclass(slots=True, eq=False)
 class Proposal:
-    """One command, or (``command`` None) a read that waits for a commit begun after it came."""
+    """One command on its way."""
 
-    command: Command | None
-    future: asyncio.Future[Any] | None
+    command: Command
+    future: asyncio.Future[Outcome] | None
     """None once it has ended."""
     deadline_s: float
     index: int = 0
     """The entry it travels in; 0 while it waits."""
 
-    def end(self, result: Outcome | int) -> None:
+    def end(self, result: Outcome) -> None:
         future, self.future = self.future, None
         if future is not None and not future.done():
             future.set_result(result)
@@ -56,7 +55,7 @@ class Made:
     term: int
     entry: Entry
     proposals: tuple[Proposal, ...]
-    """Those with a command are in the order of ``entry.commands``, after the leader's own."""
+    """In the order of ``entry.commands``, after the leader's own."""
     own_commands: int
     """How many of the entry's first commands nobody proposed: the Begin of a term."""
 
@@ -77,9 +76,9 @@ class Proposals:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, command: Command | None, deadline_s: float) -> asyncio.Future[Any]:
+    def add(self, command: Command, deadline_s: float) -> asyncio.Future[Outcome]:
         """Let it wait for the next entry; ``deadline_s`` is on the monotonic clock."""
-        future: asyncio.Future[Any] = self._loop.create_future()
+        future: asyncio.Future[Outcome] = self._loop.create_future()
         proposal = Proposal(command, future, deadline_s)
         if len(self._waiting) >= WAITING_MAX:
             proposal.fail(
@@ -98,10 +97,9 @@ class Proposals:
         while self._waiting and len(taken) < count_max:
             proposal = self._waiting[0]
             if proposal.future is not None and not proposal.future.done():
-                if proposal.command is not None:
-                    room -= weight(proposal.command.op)
-                    if room < 0 and taken:
-                        break
+                room -= weight(proposal.command.op)
+                if room < 0 and taken:
+                    break
                 taken.append(proposal)
             self._waiting.popleft()
         self._taken = taken
@@ -130,7 +128,7 @@ class Proposals:
         """Something was applied at ``index``: whoever travelled there has ended, one way or the other."""
         for made in self._made.pop(index, ()):
             if made.term == term:
-                _hand_out(made, index, outcomes)
+                _hand_out(made, outcomes)
             else:
                 for proposal in made.proposals:
                     proposal.fail(NotLeader(leader_id))
@@ -176,14 +174,9 @@ class Proposals:
                 )
 
 
-def _hand_out(made: Made, index: int, outcomes: tuple[Outcome, ...]) -> None:
-    position = made.own_commands
-    for proposal in made.proposals:
-        if proposal.command is None:
-            proposal.end(index)
-        else:
-            proposal.end(outcomes[position])
-            position += 1
+def _hand_out(made: Made, outcomes: tuple[Outcome, ...]) -> None:
+    for proposal, outcome in zip(made.proposals, outcomes[made.own_commands :], strict=True):
+        proposal.end(outcome)
 
 
 def _end_unknown(made: Made) -> None:
@@ -192,8 +185,6 @@ def _end_unknown(made: Made) -> None:
 
 
 def _unknown(proposal: Proposal) -> Exception:
-    if proposal.command is None:
-        return Unavailable("no_quorum", "no majority confirmed the read before the deadline; try again")
     return Indeterminate(
         f"entry {proposal.index} holds it, and whether that was committed is not known; repeat with the same key"
     )

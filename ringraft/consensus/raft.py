@@ -12,7 +12,6 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
@@ -36,9 +35,9 @@ from ringraft.consensus.opening import open_log, open_roll
 from ringraft.consensus.pace import Pace
 from ringraft.consensus.proposals import Proposals
 from ringraft.consensus.raft_config import RaftConfig
-from ringraft.consensus.reads import FollowerReads
+from ringraft.consensus.reads import Reads
 from ringraft.consensus.refusals import Refusals
-from ringraft.consensus.replog.codec import AskIndex, Chunk, ChunkTaken, Introduce, Message, ReadIndex, encode
+from ringraft.consensus.replog.codec import AskIndex, Chunk, ChunkTaken, Introduce, Message, ReadIndex
 from ringraft.consensus.replog.files import LOCAL_DISK, Disk
 from ringraft.consensus.replog.install import Images
 from ringraft.consensus.replog.syncer import Syncer
@@ -108,7 +107,7 @@ class RaftConsensus:
         self._view: View
         self._proposals: Proposals
         self._entries: EntryMaker
-        self._reads: FollowerReads
+        self._reads: Reads
         self._handover: Handover
         self._syncer: Syncer
         self._snapshot_thread: Executor
@@ -210,12 +209,18 @@ class RaftConsensus:
             rng=self._rng,
             election_s=self._config.election_max_ms / 1000,
             send=self.send,
-            propose=self._wait_for_entry,
+            propose=lambda command, deadline_s: self.propose(command, deadline_s=deadline_s),
             has_begun=self._entries.has_begun,
             stop_sending=self._images.stop_sending,
             on_removed=self._on_removed,
         )
-        self._reads = FollowerReads(log=self._log, first_number=self._rng.getrandbits(40), send=self.send)
+        self._reads = Reads(
+            log=self._log,
+            clock=self._clock,
+            first_number=self._rng.getrandbits(40),
+            patience_s=2 * self._config.heartbeat_ms / 1000,
+            send=self.send,
+        )
         patience_s = self._config.election_max_ms / 1000
         self._handover = Handover(log=self._log, roll=self._roll, patience_s=patience_s)
 
@@ -289,9 +294,6 @@ class RaftConsensus:
 
     def propose(self, command: Command, *, deadline_s: float) -> asyncio.Future[Outcome]:
         """Ends within ``deadline_s`` seconds: an outcome, or NotLeader, Unavailable, Indeterminate."""
-        return self._wait_for_entry(command, deadline_s)
-
-    def _wait_for_entry(self, command: Command | None, deadline_s: float) -> asyncio.Future[Any]:
         if not self._is_running:
             return self._refused(Unavailable("shutting_down", "this node does not take part in the log"))
         if not self._log.is_leader():
@@ -300,20 +302,19 @@ class RaftConsensus:
         self._pace.soon()
         return future
 
-    def _refused(self, error: Exception) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    def _refused(self, error: Exception) -> asyncio.Future[Outcome]:
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         future.set_exception(error)
         return future
 
     async def read_barrier(self, *, deadline_s: float) -> int:
         """The index a linearizable read must have applied; applied here when this returns.
 
-        At the leader: that of the next entry made, one for all reads that wait. At a follower: the
-        same, asked of the leader. Raises NotLeader, Unavailable.
+        A majority confirms the leader after this call, once for all reads that wait. Raises NotLeader, Unavailable.
         """
-        if not self._is_running or self._log.is_leader():
-            index: int = await self._wait_for_entry(None, deadline_s)
-            return index
+        if not self._is_running:
+            raise Unavailable("shutting_down", "this node does not take part in the log")
+        self._pace.soon()
         return await self._reads.barrier(deadline_s=deadline_s)
 
     async def transfer(self, to: str | None, *, deadline_s: float) -> str:
@@ -390,7 +391,7 @@ class RaftConsensus:
                     self._log.contact(peer_id)
                     self._images.taken(peer_id, message)
             case AskIndex(_, request):
-                self._confirm_index(peer_id, request)
+                self._reads.asked_by(peer_id, request)
             case ReadIndex(_, request, index):
                 self._reads.answered(request, index)
             case _:
@@ -405,6 +406,7 @@ class RaftConsensus:
         else:
             self._images.stop_sending(peer_id)
             self._log.link_down(peer_id)
+        self._reads.link_changed(peer_id)
         self._pace.soon()
 
     def on_refused(self, peer_id: str) -> None:
@@ -415,15 +417,6 @@ class RaftConsensus:
         if delay_s is not None:
             self._log.campaign_within(delay_s)
         self._pace.soon()
-
-    def _confirm_index(self, peer_id: str, request: int) -> None:
-        """A follower's read: answer with the index of a commit begun now, or 0."""
-
-        def answer(future: asyncio.Future[Any]) -> None:
-            index = 0 if future.cancelled() or future.exception() is not None else future.result()
-            self.send(peer_id, encode(ReadIndex(self._log.term(), request, index)))
-
-        self._wait_for_entry(None, self._config.election_max_ms / 1000).add_done_callback(answer)
 
     # What the log asks for (``LogHost``)
 
@@ -489,7 +482,7 @@ class RaftConsensus:
             self._images.begin_stalled_again()
             if not self._handover.is_under_way:
                 self._entries.make()
-        self._reads.applied()
+        self._reads.drive()
         self._imaging.begin_if_due()
         self._syncer.soon()
         if log.is_behind():

@@ -13,12 +13,20 @@ from ringraft.consensus.replog.codec import Append, Appended, Chunk, Message, Vo
 numbers = st.integers(0, 2**63 - 1)
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Vote, numbers),
-    st.builds(codec.RequestVote, numbers, numbers, numbers),
+    st.builds(codec.RequestVote, numbers, numbers, numbers, st.booleans()),
+    st.builds(codec.PreVote, numbers, numbers, numbers),
+    st.builds(codec.PreVoted, numbers, numbers, st.booleans()),
     st.builds(codec.TimeoutNow, numbers),
     st.builds(
-        Append, numbers, numbers, numbers, numbers, st.lists(st.tuples(numbers, st.binary(min_size=1))).map(tuple)
+        Append,
+        numbers,
+        numbers,
+        numbers,
+        numbers,
+        st.lists(st.tuples(numbers, st.binary(min_size=1))).map(tuple),
+        numbers,
     ),
-    st.builds(Appended, numbers, numbers, st.booleans(), numbers, numbers),
+    st.builds(Appended, numbers, numbers, st.booleans(), numbers, numbers, numbers),
     st.builds(Chunk, numbers, numbers, numbers, numbers, numbers, st.booleans(), st.binary()),
     st.builds(codec.ChunkTaken, numbers, numbers, numbers, st.booleans()),
     st.builds(codec.AskIndex, numbers, numbers),
@@ -64,11 +72,11 @@ def test_a_message_that_is_cut_or_changed_is_a_wire_error_or_a_message(message: 
         ([1, True], "Vote.term is bool, not int"),
         ([1, -1], "Vote.term is -1"),
         ([1, 2**63], "Vote.term is"),
-        ([3, 1, 1, 1, 1, {}], "Append.entries is dict"),
-        ([3, 1, 1, 1, 1, [[1]]], "an entry is"),
-        ([3, 1, 1, 1, 1, [[1, b""]]], "an entry has a term"),
-        ([3, 1, 1, 1, 1, [[-1, b"x"]]], "an entry has a term"),
-        ([4, 1, 1, 1, 1, 1], "Appended.matched is int"),
+        ([3, 1, 1, 1, 1, {}, 0], "Append.entries is dict"),
+        ([3, 1, 1, 1, 1, [[1]], 0], "an entry is"),
+        ([3, 1, 1, 1, 1, [[1, b""]], 0], "an entry has a term"),
+        ([3, 1, 1, 1, 1, [[-1, b"x"]], 0], "an entry has a term"),
+        ([4, 1, 1, 1, 1, 1, 0], "Appended.matched is int"),
     ],
 )
 def test_what_does_not_fit_is_said(fields: Any, said: str) -> None:

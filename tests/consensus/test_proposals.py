@@ -21,7 +21,7 @@ async def waiting(count: int, deadline_s: float = 10.0) -> tuple[Proposals, list
 
 def make(proposals: Proposals, index: int, term: int = 3, own: int = 0) -> Made:
     taken = proposals.take(100)
-    made = Made(term, Entry(0, 0, EPOCH, tuple(p.command for p in taken if p.command is not None)), tuple(taken), own)
+    made = Made(term, Entry(0, 0, EPOCH, tuple(p.command for p in taken)), tuple(taken), own)
     proposals.made(index, made)
     return made
 
@@ -99,18 +99,6 @@ def test_a_snapshot_over_its_index_means_unknown() -> None:
     run(scenario())
 
 
-def test_a_read_has_no_unknown_ending() -> None:
-    async def scenario() -> None:
-        proposals = Proposals(asyncio.get_running_loop())
-        read = proposals.add(None, 10.0)
-        make(proposals, 5)
-        proposals.give_up()
-        with pytest.raises(Unavailable):
-            await read
-
-    run(scenario())
-
-
 def test_stopping_ends_all() -> None:
     async def scenario() -> None:
         proposals, (travelling,) = await waiting(1)
@@ -177,16 +165,15 @@ def test_an_entry_touches_a_bounded_number_of_items_and_keeps_the_order() -> Non
         batch = AddBatch(tuple(NewItem("selfplay", b"\x80") for _ in range(400)))
         ops = [batch, batch, Claim("w", None, 100, None, None), batch, Cancel(group="g"), Cancel(work_id="a")]
         futures = [proposals.add(Command(op), 10.0) for op in ops]
-        futures.append(proposals.add(None, 10.0))
         futures[1].cancel()
         sizes = []
         while len(proposals):
             taken = proposals.take(100)
-            sizes.append([None if one.command is None else one.command.op for one in taken])
+            sizes.append([one.command.op for one in taken])
             made = Made(3, Entry(0, 0, EPOCH, ()), tuple(taken), 0)
             proposals.made(5 + len(sizes), made)
-        assert sizes == [[ops[0], ops[2], ops[3]], [ops[4]], [ops[5], None]]
-        assert all(sum(weight(op) for op in entry if op is not None) <= WEIGHT_MAX for entry in sizes)
+        assert sizes == [[ops[0], ops[2], ops[3]], [ops[4]], [ops[5]]]
+        assert all(sum(weight(op) for op in entry) <= WEIGHT_MAX for entry in sizes)
         proposals.give_up()
         for future in futures:
             future.cancel()

@@ -379,17 +379,6 @@ async def test_a_commit_is_told_by_the_entry_that_follows() -> None:
 
 
 @virtual
-async def test_a_read_at_the_leader_waits_for_a_commit_begun_after_it() -> None:
-    async with cluster(3) as c:
-        await c.write("a")
-        leader = c.nodes[await c.leader()]
-        before = leader.status()
-        indexes = await asyncio.gather(*(leader.read_barrier(deadline_s=1) for _ in range(50)))
-        assert set(indexes) == {before.last_index + 1}, "all reads that wait share one entry"
-        assert leader.applied_index >= before.last_index + 1
-
-
-@virtual
 async def test_a_read_at_a_follower_sees_what_was_acknowledged() -> None:
     async with cluster(3) as c:
         for number in range(10):

@@ -55,6 +55,8 @@ class Append(NamedTuple):
     commit_index: int
     entries: tuple[tuple[int, bytes], ...]
     """(term, command) of ``prev_index + 1`` and on."""
+    round: int = 0
+    """The newest round of the leader's, in which it asks whether it still leads; counted in each term."""
 
 
 class Appended(NamedTuple):
@@ -67,6 +69,8 @@ class Appended(NamedTuple):
     """Matched: the log agrees with the leader's up to here. Otherwise: where to look next."""
     log_term: int
     """Not matched: the term of the entry at ``log_index``; else 0."""
+    round: int = 0
+    """Of the Append that it answers."""
 
 
 class Chunk(NamedTuple):
@@ -174,8 +178,8 @@ _FIELD_TYPES: tuple[tuple[type, ...], ...] = (
     (int, int, int, bool),
     (int,),
     (int,),
-    (int, int, int, int, list),
-    (int, int, bool, int, int),
+    (int, int, int, int, list, int),
+    (int, int, bool, int, int, int),
     (int, int, int, int, int, bool, bytes),
     (int, int, int, bool),
     (int, int),
@@ -228,7 +232,7 @@ def _message(fields: Any) -> Message:
         if type(value) is str and len(value) > TEXT_MAX:
             raise WireError(f"{kind.__name__}.{name} has {len(value)} characters, more than {TEXT_MAX}")
     if kind is Append:
-        fields[-1] = tuple(_entry(pair) for pair in fields[-1])
+        fields[5] = tuple(_entry(pair) for pair in fields[5])
     message: Message = kind(*fields[1:])
     return message
 

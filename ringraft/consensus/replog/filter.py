@@ -129,6 +129,8 @@ class Progress:
     commit_sent: int = 0
     """The commit index last told."""
     last_contact_s: float | None = None
+    round: int = 0
+    """The newest of the leader's rounds that it has answered."""
     bytes_on_way: int = 0
     """Of the messages with entries that no answer covers yet."""
     _on_way: deque[tuple[int, int]] = field(default_factory=deque)

@@ -41,14 +41,17 @@ class Followers:
 
     def __init__(self, *, leader: Leader, journal: LogStore, host: LogHost) -> None:
         self.progress: dict[str, Progress] = {}
+        self.round = 0
+        """How often this leader has asked in its term whether it still leads."""
         self._leader = leader
         self._journal = journal
         self._host = host
-        self._frames: dict[tuple[int, int, int, int], bytes] = {}
+        self._frames: dict[tuple[int, int, int, int, int], bytes] = {}
 
     def begin(self, peer_ids: Iterable[str]) -> None:
         """This node leads from now on: nothing is known of their logs yet."""
         next_index = self._leader.last_index() + 1
+        self.round = 0
         self.progress = {peer_id: Progress(next_index) for peer_id in peer_ids}
 
     def add(self, peer_id: str) -> None:
@@ -72,6 +75,7 @@ class Followers:
     def answered(self, peer_id: str, answer: Appended) -> None:
         """Take an answer of the present term, and send what the follower lacks still."""
         progress = self.progress[peer_id]
+        progress.round = max(progress.round, answer.round)
         was_probe = progress.mode is Mode.PROBE
         progress.answered(answer, self._journal)
         if was_probe or progress.mode is not Mode.STREAM or progress.next_index <= self._leader.last_index():
@@ -132,15 +136,15 @@ class Followers:
                 if count and size > limit:
                     break
                 count += 1
-        # In one term a leader only adds to its log, so these four tell what the message holds.
-        key = (term, next_index, count, commit_index)
+        # In one term a leader only adds to its log, so these five tell what the message holds.
+        key = (term, next_index, count, commit_index, self.round)
         frame = self._frames.get(key)
         if frame is None:
             position = next_index - first
             records: list[LogRecord] = self._journal[position : position + count]
             entries = tuple((entry_term, command) for command, _, entry_term in records)
             prev_term = self._journal[position - 1][2]
-            frame = encode(Append(term, next_index - 1, prev_term, commit_index, entries))
+            frame = encode(Append(term, next_index - 1, prev_term, commit_index, entries, self.round))
             self._frames[key] = frame
         progress.commit_sent = commit_index
         if count:

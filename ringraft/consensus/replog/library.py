@@ -242,6 +242,35 @@ class BareSyncObj(library.SyncObj):  # type: ignore[misc]
         node = self._nodes.get(peer_id)
         return node is not None and node in self._SyncObj__connectedNodes
 
+    def term_begun(self) -> bool:
+        """This node leads and has applied everything that earlier leaders left."""
+        return self.is_leader() and self.applied_index() >= self._SyncObj__noopIDx
+
+    def base_at_applied(self) -> Base:
+        """Where a snapshot of the present state belongs."""
+        position = self.applied_index() - self.first_index()
+        command, index, term = self._journal[position]
+        return Base(index, term, self._journal[position - 1][2], command)
+
+    # What the library is told
+
+    def hear_request(self, node: Node, term: int, last_index: int, last_term: int) -> None:
+        """``node`` asks for a vote."""
+        said = {"type": "request_vote", "term": term, "last_log_index": last_index, "last_log_term": last_term}
+        self._SyncObj__onMessageReceived(node, said)
+
+    def hear_vote(self, node: Node, term: int) -> None:
+        """``node`` votes for this node: the library counts it, whoever it is and how often it comes."""
+        self._SyncObj__onMessageReceived(node, {"type": "response_vote", "term": term})
+
+    def hear_heartbeat(self, node: Node, term: int) -> None:
+        """``node`` leads ``term``."""
+        self._SyncObj__onMessageReceived(node, {"type": "append_entries", "term": term, "commit_index": 0})
+
+    def hear_timeout_now(self, node: Node, term: int) -> None:
+        """``node``, the leader of ``term``, asks this node to stand at once."""
+        self._SyncObj__onMessageReceived(node, {"type": "timeout_now", "term": term})
+
     def promise(self, peer_id: str, message: Message) -> None:
         """Send what promises that something is kept."""
         raise NotImplementedError

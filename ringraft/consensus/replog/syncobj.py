@@ -97,6 +97,8 @@ class RaftLog(BareSyncObj):
         self._votes = Votes()
         self._election = Election(log=self, electorate=electorate, host=host, clock=clock, live_s=timing.election_min_s)
         self._commit_notice_s: float | None = None
+        self._answered_round = 0
+        """Of the leader's rounds, the one last answered."""
         self._electorate = electorate
         self._nodes = {peer_id: Peer(peer_id) for peer_id in electorate.addresses()}
         others = [self._nodes[voter] for voter in electorate.voters() if voter != node_id]
@@ -123,10 +125,6 @@ class RaftLog(BareSyncObj):
     def progress(self) -> dict[str, Progress]:
         """What this leader believes of each follower's log."""
         return self._followers.progress
-
-    def term_begun(self) -> bool:
-        """This node leads and has applied everything that earlier leaders left."""
-        return self.is_leader() and self.applied_index() >= self._SyncObj__noopIDx
 
     @property
     def last_heard_leader_s(self) -> float | None:
@@ -260,16 +258,10 @@ class RaftLog(BareSyncObj):
                 logger.info("has no vote action=no_vote node=%s asked_by=%s", self.node_id, peer_id)
             case RequestVote(term, last_index, last_term, is_asked_to):
                 if is_asked_to or not self.has_live_leader():
-                    request = {
-                        "type": "request_vote",
-                        "term": term,
-                        "last_log_index": last_index,
-                        "last_log_term": last_term,
-                    }
-                    self._library_message(node, request)
+                    self.hear_request(node, term, last_index, last_term)
             case Vote(term):
                 if term == self.term() and self._electorate.counts(peer_id) and self._votes.is_new(peer_id, term):
-                    self._library_message(node, {"type": "response_vote", "term": term})
+                    self.hear_vote(node, term)
             case PreVote():
                 self._election.asked(peer_id, message)
             case PreVoted():
@@ -277,7 +269,7 @@ class RaftLog(BareSyncObj):
             case TimeoutNow(term):
                 if term == self.term() and self.leader_id() == peer_id:
                     self._election.take_over(term + 1)
-                self._library_message(node, {"type": "timeout_now", "term": term})
+                self.hear_timeout_now(node, term)
             case _:
                 raise AssertionError(f"{type(message).__name__} is not the log's to take")
 
@@ -305,6 +297,17 @@ class RaftLog(BareSyncObj):
         self._journal.add(command, index, self.term())
         self._note_changes([(command, index, self.term())])
         return index
+
+    def begin_round(self) -> int:
+        """Ask every follower whether this node still leads; ``confirmed_round`` tells when a majority says so."""
+        self._enter()
+        self._followers.round += 1
+        self._SyncObj__sendAppendEntries()
+        return self._followers.round
+
+    def confirmed_round(self) -> int:
+        """The newest round that a majority has answered."""
+        return self._agreed(self._followers.round, lambda progress: progress.round)
 
     def replicate(self) -> None:
         """Send every follower what it lacks."""
@@ -335,12 +338,6 @@ class RaftLog(BareSyncObj):
         self._SyncObj__raftCommitIndex = max(base.index, min(self.commit_index(), self.last_index()))
         self._journal.setRaftCommitIndex(self.commit_index())
 
-    def base_at_applied(self) -> Base:
-        """Where a snapshot of the present state belongs."""
-        position = self.applied_index() - self.first_index()
-        command, index, term = self._journal[position]
-        return Base(index, term, self._journal[position - 1][2], command)
-
     def forget_before(self, index: int) -> None:
         """Drop entries before ``index`` - 1, which a durable snapshot at or after ``index`` covers."""
         assert index <= self.applied_index(), f"entry {index} is not applied yet"
@@ -367,7 +364,9 @@ class RaftLog(BareSyncObj):
         commit_index = self.commit_index()
         placement = place(self._journal, commit_index, message)
         if isinstance(placement, Mismatch):
-            refusal = Appended(message.term, message.prev_index, False, placement.log_index, placement.log_term)
+            refusal = Appended(
+                message.term, message.prev_index, False, placement.log_index, placement.log_term, message.round
+            )
             self._host.send(node.id, encode(refusal))
             return
         if placement.cut_from is not None:
@@ -385,11 +384,14 @@ class RaftLog(BareSyncObj):
             self._journal.setRaftCommitIndex(committed)
         self._note_changes(placement.entries)
         if message.entries:
-            self.promise(node.id, Appended(message.term, message.prev_index, True, placement.matched, 0))
-        else:
-            # A heartbeat is answered at once, however slow this disk is; what it holds durably is no promise.
+            answer = Appended(message.term, message.prev_index, True, placement.matched, 0, message.round)
+            self.promise(node.id, answer)
+        if not message.entries or message.round > self._answered_round:
+            # Who leads is answered at once, however slow this disk is; what it holds durably is no promise.
             durable = min(placement.matched, self.durable_index())
-            self._host.send(node.id, encode(Appended(message.term, message.prev_index, True, durable, 0)))
+            answer = Appended(message.term, message.prev_index, True, durable, 0, message.round)
+            self._host.send(node.id, encode(answer))
+            self._answered_round = message.round
 
     def hear_leader(self, peer_id: str, term: int) -> bool:
         """Take ``peer_id`` for the leader of ``term``; False if that term is over."""
@@ -403,7 +405,7 @@ class RaftLog(BareSyncObj):
         if self.is_leader() and term == self.term():
             raise SafetyViolation(f"{node.id} and {self.node_id} both lead term {term}")
         # The library sees a bare heartbeat: it settles term, role, leader and election time-out.
-        self._library_message(node, {"type": "append_entries", "term": term, "commit_index": 0})
+        self.hear_heartbeat(node, term)
         self._election.hear()
 
     def promise(self, peer_id: str, message: Message) -> None:
@@ -456,9 +458,6 @@ class RaftLog(BareSyncObj):
             self._SyncObj__raftMatchIndex[node] = self._agreed_index
 
     # The library's private methods, replaced
-
-    def _library_message(self, node: Node, message: dict[str, Any]) -> None:
-        self._SyncObj__onMessageReceived(node, message)
 
     def _SyncObj__sendAppendEntries(self) -> None:
         """The library's heartbeat."""
