@@ -33,6 +33,7 @@ from ringraft.node.listener import BACKLOG, address_of, bind
 from ringraft.node.load import SAMPLE_S, Load
 from ringraft.node.logs import begin_logging
 from ringraft.node.loops import Loops
+from ringraft.node.memory import LOOK_S, Memory
 from ringraft.node.process import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -40,7 +41,6 @@ from ringraft.node.process import (
     connections_allowed,
     end_on_signals,
     say_ready,
-    settle_memory,
 )
 from ringraft.node.rates import Rates
 from ringraft.node.replica import Replica
@@ -70,6 +70,7 @@ class Node:
         self.settings = settings
         self.clock = SystemClock()
         self.loops = Loops(self.clock, self.fail)
+        self._memory = Memory(clock=self.clock, items=lambda: self.voter.items_held if self.voter else 0)
         self.identity: Identity
         self.membership: HeartbeatMembership | GuestMembership
         self.metrics: Metrics
@@ -277,7 +278,9 @@ class Node:
         )
         self._load = Load(directory.path)
         if settings.node.is_voter:
+            self._memory.begin()
             await self._open_log(directory)
+            self._memory.keep()
         directory.save(self.identity)
         self._client = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONNECTIONS_MAX))
         self._begin_membership()
@@ -287,7 +290,8 @@ class Node:
         self._begin_loops()
         if settings.node.is_worker:
             await self._begin_work(directory)
-        settle_memory()
+        self._memory.settle()
+        self.loops.every("memory", LOOK_S, self._memory.look)
 
     def _begin_loops(self) -> None:
         if self.voter is not None:

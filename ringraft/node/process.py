@@ -1,9 +1,8 @@
-"""What a node's process does beside running the node: exit codes, signals, the ready line, memory."""
+"""What a node's process does beside running the node: exit codes, signals, the ready line."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -14,12 +13,6 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 EXIT_DONE, EXIT_FAILED, EXIT_REFUSED = 0, 1, 2
-
-# A full collection looks at every object: with a million items that stops the process for half a
-# second, longer than an election takes. Records hold no cycles, so reference counts free them. What
-# is there at start never goes and is frozen; young objects are collected often (a request's cycles,
-# at most 10 x 10,000 objects: a few ms), the oldest generation never.
-GC_THRESHOLDS = (10_000, 10, 1_000_000)
 
 FILES_BESIDE = 256
 """Open files beside the connections of others: the log, the archive, executors, own connections."""
@@ -40,13 +33,6 @@ def connections_allowed(wanted: int) -> int:
         "limit=%d allowed=%d wanted=%d", soft, allowed, wanted,
     )  # fmt: skip
     return allowed
-
-
-def settle_memory() -> None:
-    """Set the collector's policy; once, when everything that stays is there."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def say_ready(node_id: str, url: str) -> None:

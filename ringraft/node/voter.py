@@ -153,6 +153,11 @@ class Voter:
                 ",".join(sorted(known - configured)) or "-", ",".join(sorted(configured - known)) or "-",
             )  # fmt: skip
 
+    @property
+    def items_held(self) -> int:
+        """How many items the state holds."""
+        return len(self.replica.machine.tables.items)
+
     async def open(self) -> None:
         """Open the archive and replay the log. Raises StartRefused."""
         try:
