@@ -91,6 +91,8 @@ class Indexes:
         for heap in [*heaps, *(shape.ready for shape in self.shapes.values())]:
             yield from heap.holders()
         yield from self.order.holders()
+        # A class and its shapes hold each other: taken apart, they leave no cycle.
+        yield from (of_class.shapes for of_class in self.classes.values())
         yield from (self.unique, self.groups, self.dependents, self.leases, self.births, self.births_left)
 
     # -- items -------------------------------------------------------------------------------------------------
@@ -147,6 +149,7 @@ class Indexes:
 
     def _join(self, spec: ItemSpec, shape: Shape) -> None:
         """The item is live from now on."""
+        spec.share(shape.key)
         shape.live += 1
         shape.of_class.live += 1
         if spec.new.unique_key is not None:

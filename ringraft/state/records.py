@@ -49,10 +49,20 @@ class ItemSpec:
         target = None if new.target_node is None else new.target_node.lower()
         excluded = tuple(sorted({node_id.lower() for node_id in new.excluded_nodes})) if new.excluded_nodes else ()
         put = object.__setattr__
-        put(self, "id", self.work_id.lower())
+        lower = self.work_id.lower()
+        put(self, "id", self.work_id if lower == self.work_id else lower)
         put(self, "shape", (new.work_type, new.class_key, new.requirements, target, excluded))
         dependencies = tuple(dict.fromkeys(name.lower() for name in new.depends_on)) if new.depends_on else ()
         put(self, "dependencies", dependencies)
+
+    def share(self, shape: ShapeKey) -> None:
+        """Hold an equal ``shape`` and its parts in place of the own ones: a million copies take 200 MiB."""
+        assert shape == self.shape
+        put, new = object.__setattr__, self.new
+        put(self, "shape", shape)
+        put(new, "work_type", shape[0])
+        put(new, "class_key", shape[1])
+        put(new, "requirements", shape[2])
 
 
 class Grant(NamedTuple):
