@@ -17,6 +17,7 @@ from ringraft.consensus.replog.filter import (
     place,
     quorum_size,
     retreat,
+    trailing,
 )
 
 
@@ -167,3 +168,24 @@ def test_what_is_agreed_is_the_most_that_a_quorum_has_reached(quorum: int, reach
     value = agreed(reached, quorum)
     assert value == 0 or sum(1 for one in reached if one >= value) >= quorum
     assert sum(1 for one in reached if one >= value + 1) < quorum
+
+
+def test_what_trails_a_snapshot_is_bounded_in_bytes() -> None:
+    held = [(b"x" * 100, index, 1) for index in range(11, 31)]
+    assert [trailing(held, most) for most in (10_000, 250, 0)] == [11, 28, 30]
+
+
+def test_a_follower_that_lost_what_it_acknowledged_is_asked_from_where_it_stands() -> None:
+    held = log(1, 1, 1, 1, 2, 2)
+    progress = Progress(next_index=7)
+    progress.answered(Appended(2, 6, True, 6, 0), held)
+    assert (progress.mode, progress.match_index) == (Mode.STREAM, 6)
+    progress.answered(Appended(2, 6, False, 3, 1), held)
+    assert progress.match_index == 6, "an old answer"
+    progress.link_changed()
+    progress.answered(Appended(2, 4, False, 3, 1), held)
+    assert progress.match_index == 6, "not what was asked"
+    progress.answered(Appended(2, 6, False, 3, 1), held)
+    assert (progress.mode, progress.match_index, progress.next_index) == (Mode.PROBE, 0, 4)
+    progress.answered(Appended(2, 3, True, 3, 0), held)
+    assert (progress.mode, progress.match_index, progress.next_index) == (Mode.STREAM, 3, 4)

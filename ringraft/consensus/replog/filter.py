@@ -111,6 +111,16 @@ def retreat(log: Log, index: int, term: int) -> int:
     return first + max(bisect_right(range(end), term, key=lambda position: log[position][2]) - 1, 0)
 
 
+def trailing(entries: Sequence[LogRecord], bytes_max: int) -> int:
+    """Where a log that ends with these may begin to hold about so many bytes of them."""
+    size = 0
+    for command, index, _ in reversed(entries):
+        size += len(command)
+        if size > bytes_max:
+            return index
+    return entries[0][1]
+
+
 class Mode(StrEnum):
     PROBE = "probe"
     STREAM = "stream"
@@ -154,10 +164,16 @@ class Progress:
             self.is_asked = False
             self.next_index = max(self.next_index, self.match_index + 1)
             return
-        if answer.prev_index <= self.match_index or self.mode is Mode.SNAPSHOT:
-            return  # from before the logs were known to agree there
+        if self.mode is Mode.SNAPSHOT:
+            return
         if self.mode is Mode.PROBE and answer.prev_index != self.next_index - 1:
             return  # answers an earlier question
+        if answer.prev_index <= self.match_index:
+            if self.mode is not Mode.PROBE:
+                return  # from before the logs were known to agree there
+            # Asked on a new link whether it still holds what it acknowledged, it says no: its disk is another,
+            # or an older one. What is believed of it begins anew, so it does not count for what it lacks.
+            self.match_index = 0
         back = answer.log_index
         if back >= log[0][1]:
             back = retreat(log, min(back, answer.prev_index), answer.log_term)

@@ -15,6 +15,7 @@ from functools import partial
 from ringraft.clock import Clock
 from ringraft.consensus.base import Replicated
 from ringraft.consensus.replog.codec import Chunk, ChunkTaken
+from ringraft.consensus.replog.filter import trailing
 from ringraft.consensus.replog.sending import Senders
 from ringraft.consensus.replog.snapshot import Snapshot, SnapshotStore
 from ringraft.consensus.replog.syncobj import RaftLog
@@ -26,8 +27,16 @@ SLICE_MS = 4
 """After making chunks for so long (one of 256 KiB takes about as long) …"""
 PAUSE_MS = 4
 """… the loop is left alone for so long."""
+LOG_BYTES_MAX = 64 * 1024 * 1024
+"""A log this long is worth a snapshot, however few entries it has: it is held in memory, and replayed at start."""
+IMAGE_SHARE = 8
+"""A snapshot is made when the log has grown by an eighth of the image at least: an image of a million items takes
+5 s of CPU. Two snapshots and the logs behind both so stay below 2.5 images on disk."""
+RELEASE_BYTES = 4 * 1024 * 1024
 TRAILING_SHARE = 4
-"""A quarter of the entries between snapshots stays in the log for followers that are a little behind."""
+"""A quarter of the entries between snapshots stays in the log for followers that are a little behind …"""
+TRAILING_BYTES_MAX = 16 * 1024 * 1024
+"""… or what makes so many bytes."""
 
 
 class Images:
@@ -54,6 +63,8 @@ class Images:
         self._replicated = replicated
         self._entries_between = entries_between
         self._clock = clock
+        self._log_bytes_before = log.log_bytes()
+        """The log's size on disk after the newest snapshot, or when it was opened."""
         self._thread = thread
         self._senders = Senders(log=log, clock=clock, thread=thread, send=send, on_failure=on_failure)
         self._taking = Taking(
@@ -85,7 +96,14 @@ class Images:
         return self._newest.chunks_bytes if self._newest is not None else 0
 
     def is_due(self) -> bool:
-        return self._log.applied_index() - self.index >= self._entries_between
+        """The log behind the newest snapshot is long, in entries or in bytes, and worth an image of this size."""
+        size = self._log.log_bytes()
+        # Old segments are removed a while after the log was told to forget them.
+        self._log_bytes_before = min(self._log_bytes_before, size)
+        grown = size - self._log_bytes_before
+        if grown * IMAGE_SHARE < self.newest_bytes:
+            return False
+        return grown >= LOG_BYTES_MAX or self._log.applied_index() - self.index >= self._entries_between
 
     async def make(self) -> None:
         """Write a snapshot of the present state, then let the log forget what it covers."""
@@ -112,7 +130,7 @@ class Images:
         await self._log_kept()
         snapshot = await in_thread(writer.commit)
         self._kept(snapshot)
-        self._forget()
+        await self._forget()
         logger.info(
             "made a snapshot action=snapshot_made node=%s index=%d chunks=%d took_ms=%d",
             self._log.node_id, base.index, snapshot.chunks_count,
@@ -129,13 +147,21 @@ class Images:
         self._log.when_kept(lambda: None if kept.done() else kept.set_result(None))
         await kept
 
-    def _forget(self) -> None:
-        keep_from = self.index - self._entries_between // TRAILING_SHARE
+    async def _forget(self) -> None:
+        oldest = max(self._log.first_index(), self.index - self._entries_between // TRAILING_SHARE)
+        keep_from = trailing(self._log.entries(oldest, self.index - oldest + 1), TRAILING_BYTES_MAX)
         # A follower that is being sent a snapshot goes on from there in the log.
         if self._senders.oldest_index is not None:
             keep_from = min(keep_from, self._senders.oldest_index)
         if keep_from > self._log.first_index():
-            self._log.forget_before(keep_from)
+            dropped = self._log.forget_before(keep_from)
+            self._log_bytes_before = self._log.log_bytes()
+            # Their memory goes back in steps: 300 MiB at once take 200 ms.
+            while dropped:
+                size = 0
+                while dropped and size < RELEASE_BYTES:
+                    size += len(dropped.pop()[0])
+                await asyncio.sleep(0)
 
     # Sending, as the leader
 

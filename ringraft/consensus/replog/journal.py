@@ -238,22 +238,23 @@ class Journal:
         """Forget the entries before position ``entryTo``: a durable snapshot covers them."""
         self._compact(self._first + entryTo)
 
-    def compact_to(self, index: int) -> None:
-        """Let the log begin at ``index`` - 1, since a snapshot at ``index`` is durable.
+    def compact_to(self, index: int) -> list[LogEntry]:
+        """Let the log begin at ``index`` - 1, since a snapshot at ``index`` is durable; returns what it drops.
 
         On disk the entries from the snapshot before on are kept, so that it can stand in for this one.
         """
-        self._compact(index - 1)
+        return self._compact(index - 1)
 
-    def _compact(self, keep: int) -> None:
+    def _compact(self, keep: int) -> list[LogEntry]:
         assert keep <= self._commit_index, f"entry {keep} is ahead of the commit index {self._commit_index}"
         self._tape.refuse_if_failed()
         if keep <= self._first:
-            return
+            return []
         # One entry more than this caller kept last time: a snapshot needs the one before its own on disk.
         self._note(Drop(self._kept_from - 1))
-        self._forget_before(keep)
+        dropped = self._forget_before(keep)
         self._kept_from = keep
+        return dropped
 
     def install(self, base: Base) -> bool:
         """Follow a leader's snapshot that is durable here. True when the entries after it stay."""
@@ -453,8 +454,10 @@ class Journal:
         self._note(Reset(entries), ends_at=base.index - 2)
         self._commit_index = max(self._commit_index, base.index)
 
-    def _forget_before(self, index: int) -> None:
-        """Drop the entries below ``index`` from memory."""
-        if index > self._first:
-            del self._entries[: index - self._first]
-            self._first = index
+    def _forget_before(self, index: int) -> list[LogEntry]:
+        """Drop the entries below ``index`` from memory; returns them."""
+        count = max(0, index - self._first)
+        dropped = self._entries[:count]
+        del self._entries[:count]
+        self._first += count
+        return dropped

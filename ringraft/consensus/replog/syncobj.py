@@ -338,10 +338,10 @@ class RaftLog(BareSyncObj):
         self._SyncObj__raftCommitIndex = max(base.index, min(self.commit_index(), self.last_index()))
         self._journal.setRaftCommitIndex(self.commit_index())
 
-    def forget_before(self, index: int) -> None:
-        """Drop entries before ``index`` - 1, which a durable snapshot at or after ``index`` covers."""
+    def forget_before(self, index: int) -> list[LogRecord]:
+        """Drop entries before ``index`` - 1, which a durable snapshot at or after ``index`` covers; returns them."""
         assert index <= self.applied_index(), f"entry {index} is not applied yet"
-        self._journal.compact_to(index)
+        return self._journal.compact_to(index)
 
     # Elections, before the vote
 
