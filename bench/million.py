@@ -94,6 +94,9 @@ class Bench:
         await self.fill(stream, self.items - 1000)
         figures["fill_s"] = round(time.monotonic() - began_s, 1)
         self.note("fill", await lead.measured())
+        # Whatever image the fill has set off is finished when this returns.
+        await client.post("/raft/snapshot", {}, deadline_s=WAIT_S)
+        await stream.call("add", {"work_type": "bench", "config": CONFIG})
         figures["claim_ms"] = await claims(stream)
         await lead.measured()
         figures["made"] = await self.beside_traffic(stream, client.post("/raft/snapshot", {}, deadline_s=WAIT_S))

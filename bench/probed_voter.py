@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from ringraft.node.process import end_on_signals, say_ready
 
 PERIOD_S = 0.001
 STALL_MS = 50
+LOOK_S = 0.01
+LOOK_AFTER_S = 0.04
+FRAMES_KEPT = 6
 
 
 class Probe:
@@ -35,6 +39,8 @@ class Probe:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._process = psutil.Process()
+        self._thread = threading.get_ident()
+        self._at_s = time.monotonic()
         gc.callbacks.append(self._collected)
         self._begin()
 
@@ -42,13 +48,31 @@ class Probe:
         self._stall_s = self._stall_cpu_s = 0.0
         self._stalls = 0
         self._longest: list[float] = []
+        self._where: dict[str, int] = {}
         self._pauses_s = [0.0, 0.0, 0.0]
         self._full_s = 0.0
         self._since_s = time.monotonic()
 
+    def watch(self) -> None:
+        """Note where the loop stands whenever it has not run the probe for long; for a thread of its own."""
+        seen_s = 0.0
+        while True:
+            time.sleep(LOOK_S)
+            at_s = self._at_s
+            if at_s != seen_s and time.monotonic() - at_s > LOOK_AFTER_S:
+                seen_s = at_s
+                frame = sys._current_frames().get(self._thread)
+                where: list[str] = []
+                while frame is not None and len(where) < FRAMES_KEPT:
+                    where.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}")
+                    frame = frame.f_back
+                told = " < ".join(where)
+                self._where[told] = self._where.get(told, 0) + 1
+
     async def run(self) -> None:
         """Measure until cancelled."""
         while True:
+            self._at_s = time.monotonic()
             at_s, cpu_s = time.monotonic(), time.thread_time()
             await asyncio.sleep(PERIOD_S)
             late_s, used_s = time.monotonic() - at_s - PERIOD_S, time.thread_time() - cpu_s
@@ -64,6 +88,7 @@ class Probe:
             "stall_cpu_ms": round(self._stall_cpu_s * 1000, 1),
             "stalls_over_50_ms": self._stalls,
             "longest_ms": self._longest,
+            "where": dict(sorted(self._where.items(), key=lambda found: -found[1])[:6]),
             "gc_ms": [round(pause_s * 1000, 1) for pause_s in self._pauses_s],
             "full_gc_ms": round(self._full_s * 1000, 1),
             "rss_bytes": self._process.memory_info().rss,
@@ -107,6 +132,7 @@ async def run(options: argparse.Namespace) -> int:
     probe = Probe(Path(options.data_dir) / "probe.json")
     loop = asyncio.get_running_loop()
     task = loop.create_task(probe.run())
+    threading.Thread(target=probe.watch, daemon=True).start()
     node = Node(settings)
     await node.start()
     end_on_signals(node.request_shutdown)

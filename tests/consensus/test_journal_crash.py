@@ -269,3 +269,73 @@ def test_the_snapshot_before_stands_in_for_a_damaged_one(power_cut: bool) -> Non
     disk.inodes[store.path(60)].data[50] ^= 4
     again = Life(disk).boot()
     assert (again.first_index, again.last_index) == (39, 79)
+
+
+def install_spread_over_time(disk: MemoryDisk, told: list[tuple[str, list[LogEntry]]]) -> None:
+    """A leader's snapshot becomes durable; the log goes on as it was for a while, and follows later."""
+    journal = Life(disk).boot()
+    store = SnapshotStore(SNAPSHOTS, disk=disk)
+
+    def tell(what: str) -> None:
+        journal.sync()
+        told.append((what, journal[:]))
+
+    def add(text: bytes, count: int) -> None:
+        for _ in range(count):
+            journal.add(text, journal.last_index + 1, journal.getCurrentTerm())
+            tell("old")
+
+    journal.setCurrentTerm(1, "a")
+    add(b"one", 9)
+    journal.setRaftCommitIndex(6)
+    writer = store.receive(30, 1, 1, b"", command=b"installed 30")
+    writer.write(b"state")
+    writer.commit()
+    tell("between")
+    add(b"more", 2)
+    journal.setCurrentTerm(2, None)
+    journal.deleteEntriesFrom(9 - journal.first_index + 1)
+    tell("between")
+    add(b"two", 3)
+    entry = journal.entry(6)
+    assert entry is not None
+    own = store.begin(6, 1, 1, b"", command=entry[0])
+    own.write(b"own state")
+    own.commit()
+    journal.compact_to(6)
+    tell("between")
+    add(b"three", 8)
+    assert journal.install(store.read(store.path(30)).base) is False
+    tell("installed")
+    add(b"after", 3)
+    journal.close()
+
+
+@pytest.mark.parametrize("death", DEATHS)
+@pytest.mark.parametrize("power", [False, True])
+def test_killed_between_a_durable_snapshot_and_the_log_that_follows_it(death: str, power: bool) -> None:
+    clean = MemoryDisk()
+    install_spread_over_time(clean, [])
+    seen = set()
+    for die_at in range(1, clean.operations + 1):
+        disk = MemoryDisk()
+        disk.die_at, disk.death = die_at, death
+        told: list[tuple[str, list[LogEntry]]] = [("old", [])]
+        with pytest.raises(Died):
+            install_spread_over_time(disk, told)
+        disk = disk.after_power_cut() if power else disk.after_kill()
+        newest = SnapshotStore(SNAPSHOTS, disk=disk).latest(reach=oldest_index(JOURNAL, disk=disk))
+        journal = Life(disk).boot()
+        what, entries = told[-1]
+        if newest is None or newest.index < 30:
+            assert what == "old", f"operation {die_at}: the snapshot was durable"
+            assert journal[: len(entries)] == entries, f"operation {die_at}"
+            seen.add("old")
+        else:
+            assert journal.first_index == 29
+            assert journal.entry(30) == (b"installed 30", 30, 1)
+            if what == "installed":
+                assert journal.last_index >= entries[-1][1]
+            seen.add("installed" if what == "installed" else "between")
+        goes_on(journal, disk)
+    assert seen == {"old", "between", "installed"}

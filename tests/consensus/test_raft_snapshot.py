@@ -1,13 +1,16 @@
 """Snapshots: made beside traffic, the log behind them dropped, sent to whom the log no longer reaches."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgpack
 import pytest
 
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog.codec import Chunk, Message
+from ringraft.consensus.replog.sending import PATIENCE_S
+from tests.consensus.memory_disk import MemoryDisk
 from tests.consensus.raft_kit import DIRECTORY, Cluster, LoopClock, Notes, Rebuilding, cluster, run
 
 CONFIG = RaftConfig(snapshot_entries=40, segment_bytes=4096)
@@ -228,5 +231,176 @@ def test_the_term_of_a_leaders_snapshot_is_kept_before_the_snapshot_is(monkeypat
             c.loop.work_takes_s = lambda executor: (0.0, False)
             await c.start(away)
             await c.converged()
+
+    run(scenario())
+
+
+class SlowThread:
+    """One node's snapshot thread takes long: each piece of work is done when its time is over, if the node lives."""
+
+    def __init__(self, c: Cluster, name: str, takes_s: float) -> None:
+        self.cluster, self.name, self.takes_s = c, name, takes_s
+        self.node = c.nodes[name]
+        self.done = 0
+        self.before: Callable[[int], object] | None = None
+        self.inline = c.loop.run_in_executor
+        c.loop.run_in_executor = self.run  # type: ignore[method-assign, assignment]
+
+    def run(self, executor: Any, act: Callable[..., Any], *arguments: Any) -> asyncio.Future[Any]:
+        if executor is not self.node._snapshot_thread:
+            return self.inline(executor, act, *arguments)
+        future = self.cluster.loop.create_future()
+
+        def end() -> None:
+            self.done += 1
+            if self.before is not None:
+                self.before(self.done)
+            if self.cluster.nodes.get(self.name) is self.node and not future.cancelled():
+                future.set_result(act(*arguments))
+
+        self.cluster.loop.call_later(self.takes_s, end)
+        return future
+
+
+async def building(c: Cluster, away: str) -> SlowThread:
+    """Start the one that is behind, and wait until it holds a whole snapshot that it has not changed over to."""
+    await c.start(away)
+    thread = SlowThread(c, away, 0.4)
+    thread.takes_s = 0.002
+    taking = c.nodes[away]._images._taking
+    await c.until(lambda: taking._is_whole)
+    thread.takes_s = 0.4
+    return thread
+
+
+def terms(c: Cluster) -> set[int]:
+    return {node.status().epoch.number for node in c.nodes.values()}
+
+
+def test_while_a_snapshot_is_installed_the_old_state_serves_and_nobody_stands() -> None:
+    async def scenario() -> None:
+        async with cluster(3, config=CONFIG) as c:
+            away = await leave_behind(c)
+            c.network.keep_sent = True
+            await building(c, away)
+            began_s, term = c.loop.time(), terms(c)
+            state, node = c.states[away], c.nodes[away]
+            while not state.restored:
+                assert len(state.notes) <= 1
+                assert node.applied_index < 10
+                assert node.status().leader_id == c.leader_now()
+                await asyncio.sleep(0.01)
+            assert c.loop.time() - began_s > PATIENCE_S
+            assert state.notes[:100] == EXPECTED[:100]
+            assert node.applied_index >= 100
+            assert await c.converged() == EXPECTED
+            assert terms(c) == term
+            firsts = [m for _, target, m in c.network.sent if isinstance(m, Chunk) and m.number == 0 and target == away]
+            assert len(firsts) == 1, "the sender was told that its snapshot is worked on"
+
+    run(scenario())
+
+
+def test_entries_that_arrive_while_a_snapshot_is_installed_are_kept() -> None:
+    async def scenario() -> None:
+        async with cluster(3, config=CONFIG) as c:
+            away = await leave_behind(c)
+            await building(c, away)
+            for number in range(150):
+                await c.write(f"z{number}")
+            assert not c.states[away].restored
+            assert await c.converged(60) == [*EXPECTED, *(f"z{number}" for number in range(150))]
+            c.kill(away)
+            await c.start(away)
+            assert len(await c.converged()) == len(EXPECTED) + 150
+
+    run(scenario())
+
+
+def test_a_leader_that_changes_while_a_snapshot_is_installed_changes_nothing() -> None:
+    async def scenario() -> None:
+        async with cluster(3, config=CONFIG) as c:
+            away = await leave_behind(c)
+            await building(c, away)
+            other = next(name for name in c.names if name not in (away, c.leader_now()))
+            await c.nodes[await c.leader()].transfer(other, deadline_s=2)
+            await c.write("after")
+            assert not c.states[away].restored
+            assert await c.converged(60) == [*EXPECTED, "after"]
+            assert max(terms(c)) == 2
+
+    run(scenario())
+
+
+def test_a_link_that_breaks_while_a_snapshot_is_installed_changes_nothing() -> None:
+    async def scenario() -> None:
+        async with cluster(3, config=CONFIG) as c:
+            away = await leave_behind(c)
+            await building(c, away)
+            rest = [name for name in c.names if name != away]
+            c.network.partition([away], rest)
+            await asyncio.sleep(3)
+            c.network.heal()
+            assert not c.states[away].restored
+            await c.write("after")
+            assert await c.converged(60) == [*EXPECTED, "after"]
+
+    run(scenario())
+
+
+def test_a_log_that_comes_as_far_by_itself_needs_no_snapshot() -> None:
+    async def scenario() -> None:
+        async with cluster(3, config=CONFIG) as c:
+            await c.write("a")
+            away, keeper = [name for name in c.names if name != c.leader_now()]
+            c.kill(keeper)
+            c.config = RaftConfig(snapshot_entries=10_000, segment_bytes=4096)
+            await c.start(keeper)
+            c.config = CONFIG
+            await c.converged()
+            c.kill(away)
+            for number in range(200):
+                await c.write(f"w{number}")
+            await building(c, away)
+            await c.nodes[await c.leader()].transfer(keeper, deadline_s=2)
+            assert await c.converged(60) == EXPECTED
+            node = c.nodes[away]
+            await c.until(lambda: not node._images._taking.is_busy)
+            assert not c.states[away].restored
+            assert node._images.index > 100, "it is a snapshot like any other"
+            c.kill(away)
+            await c.start(away)
+            assert await c.converged() == EXPECTED
+
+    run(scenario())
+
+
+def test_a_node_that_dies_at_any_piece_of_an_installation_starts_again() -> None:
+    async def scenario() -> None:
+        async with cluster(3, config=CONFIG) as c:
+            away = await leave_behind(c)
+            image = c.disks[away].contents()
+            pieces = 0
+            while True:
+                pieces += 1
+                c.disks[away] = MemoryDisk.holding(image)
+                await c.start(away)
+                thread, died = SlowThread(c, away, 0.001), []
+
+                def die(done: int, at: int = pieces, died: list[int] = died) -> None:
+                    if done == at:
+                        died.append(at)
+                        c.kill(away)
+
+                thread.before = die
+                state = c.states[away]
+                await c.until(lambda died=died, state=state: died or state.restored)  # type: ignore[misc]
+                c.loop.run_in_executor = thread.inline  # type: ignore[method-assign]
+                if not died:
+                    break
+                await c.start(away)
+                assert await c.converged() == EXPECTED
+                c.kill(away)
+            assert pieces > 30
 
     run(scenario())
