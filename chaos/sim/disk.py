@@ -21,6 +21,8 @@ from chaos.sim.loop import Died, NodeLoop
 from ringraft.failpoints import step_of
 
 SECTOR = 512
+TORN = 0.15
+"""The chance of an unsynced write to be torn at a power cut, beside that of being kept."""
 KEPT_MS = (0.05, 0.4)
 """How long a sync takes on a healthy disk."""
 
@@ -40,59 +42,74 @@ class Write:
 class Inode:
     """A file: what the page cache holds, and what of it is not on the medium."""
 
-    __slots__ = ("data", "lost", "synced_s", "unsynced")
+    __slots__ = ("_medium", "data", "synced_s", "unsynced")
 
     def __init__(self) -> None:
         self.data = bytearray()
         self.unsynced: list[Write] = []
-        self.lost = 0
-        """So many of the first unsynced writes were dropped by a failed sync: nothing brings them to the medium."""
         self.synced_s = 0.0
+        self._medium: bytearray | None = None
+        """What is on the medium, once a sync has failed: then what the page cache takes for clean need not be there."""
 
     def write(self, data: bytes, offset: int) -> None:
         content = self.data
-        size = len(content)
-        self.unsynced.append(Write(offset, data, bytes(content[offset : offset + len(data)]), size))
-        if offset > size:
-            content.extend(bytes(offset - size))
-        content[offset : offset + len(data)] = data
+        self.unsynced.append(Write(offset, data, bytes(content[offset : offset + len(data)]), len(content)))
+        _put(content, data, offset)
 
     def truncate(self, size: int) -> None:
         self.unsynced.append(Write(size, None, bytes(self.data[size:]), len(self.data)))
         del self.data[size:]
 
     def sync(self) -> None:
-        del self.unsynced[self.lost :]
+        if self._medium is not None:
+            for write in self.unsynced:
+                _apply(write, self._medium)
+        self.unsynced.clear()
 
     def fail_sync(self) -> None:
-        self.lost = len(self.unsynced)
+        """Nothing of it reaches the medium, and the page cache does not know."""
+        if self._medium is None:
+            self._medium = self._synced()
+        self.unsynced.clear()
 
     def cut_power(self, rng: random.Random, kept: float) -> None:
         """Each unsynced write is kept with the chance ``kept``, lost, or torn at a sector."""
-        writes, self.unsynced = self.unsynced, []
-        content = self.data
-        for write in reversed(writes):
+        content = self._medium if self._medium is not None else self._synced()
+        for write in self.unsynced:
+            chance = rng.random()
+            if chance < kept:
+                _apply(write, content)
+            elif chance < kept + TORN and write.data is not None:
+                # Whole sectors reach the medium.
+                border = rng.randrange(len(write.data) + 1)
+                border -= (write.offset + border) % SECTOR
+                if border > 0:
+                    _put(content, write.data[:border], write.offset)
+        self.data, self.unsynced, self._medium = content, [], None
+
+    def _synced(self) -> bytearray:
+        """The content without what is not synced."""
+        content = bytearray(self.data)
+        for write in reversed(self.unsynced):
             if write.data is None:
                 content.extend(write.old)
                 continue
             content[write.offset : write.offset + len(write.old)] = write.old
             del content[write.old_size :]
-        for number, write in enumerate(writes):
-            chance = rng.random()
-            if number < self.lost or chance >= kept + 0.15:
-                continue
-            if write.data is None:
-                del content[write.offset :]
-                continue
-            data = write.data
-            if chance >= kept:
-                border = rng.randrange(len(data) + 1)
-                border -= (write.offset + border) % SECTOR
-                data = data[: max(0, border)]
-            if write.offset > len(content):
-                content.extend(bytes(write.offset - len(content)))
-            content[write.offset : write.offset + len(data)] = data
-        self.lost = 0
+        return content
+
+
+def _put(content: bytearray, data: bytes, offset: int) -> None:
+    if offset > len(content):
+        content.extend(bytes(offset - len(content)))
+    content[offset : offset + len(data)] = data
+
+
+def _apply(write: Write, content: bytearray) -> None:
+    if write.data is None:
+        del content[write.offset :]
+    else:
+        _put(content, write.data, write.offset)
 
 
 Renaming = tuple[Path, Inode | None, Path | None]

@@ -29,7 +29,7 @@ SETTLE_S = 5.0
 """And nobody is elected any more after this long."""
 ELECTIONS_AFTER_HEALING_MAX = 3
 STEP_S = 0.5
-RESTART_S = (0.05, 0.5)
+RESTART_S = (0.3, 2.0)
 """How long a supervisor waits before it starts a process again that ended by itself."""
 REPLACED = 0.5
 """The chance that a node which refuses its disk gets an empty one …"""
