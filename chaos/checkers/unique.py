@@ -35,8 +35,9 @@ def judge(history: History, visits_max: int = VISITS_MAX) -> Judgement:
     """Judge each unique key whose items end only by what clients ask for.
 
     A key is left out when time could end one of its items (it was granted, or may have been, as often as
-    it has attempts), or when a fail, a retry or a group's cancel names one: then any answer may be right.
-    Drivers keep some keys free of that, with many attempts.
+    it has attempts), when one depends on others whose end may cancel it, or when a fail, a retry or a
+    group's cancel names one: then any answer may be right. Drivers keep some keys free of that, with
+    many attempts.
     """
     found = Judgement()
     for unique_key, events in _events(history).items():
@@ -77,6 +78,8 @@ def _events(history: History) -> dict[str, list[KeyEvent]]:
                 continue  # The first answer again.
             answered.add(f"{op.key}/{name}")
             key_of[name.lower()] = unique_key
+            if asked.get("depends_on") and asked.get("on_dependency_failure", "cancel") == "cancel":
+                open_keys.add(str(unique_key))  # What it depends on may end it.
             first_s = history.first_call_s(op)
             events.setdefault(unique_key, []).append(_event(op, status, name, invoked_s=first_s))
         if op.ending is Ending.UNKNOWN:
