@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ringraft.api import admin, backup, election, events, health, metrics, nodes, openapi, raft, strictjson, work
+from ringraft.api import (
+    admin,
+    backup,
+    election,
+    events,
+    health,
+    members,
+    metrics,
+    nodes,
+    openapi,
+    raft,
+    strictjson,
+    work,
+)
 from ringraft.api.auth import Credentials, Role
 from ringraft.api.call import Call, Reply
 from ringraft.api.gate import Gate, WebHandler, stamp
@@ -29,6 +42,7 @@ def route_table(submission: Submission, *, timeout_s_max: float) -> list[Route]:
         *work.routes(submission),
         *events.routes(),
         *raft.routes(),
+        *members.routes(),
         *election.routes(),
         *nodes.routes(),
         *admin.routes(),

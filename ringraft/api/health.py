@@ -20,6 +20,9 @@ from ringraft.settings.tree import NodeEntry
 DISK_PERCENT_MAX = 95.0
 """Above this a node counts as degraded: snapshots and the archive need room."""
 
+READY = frozenset({"process", "log", "leader", "quorum", "voter", "cluster"})
+"""What has to be well before requests should come here."""
+
 Check = tuple[str, bool, str]
 
 
@@ -38,6 +41,7 @@ def checks(call: Call) -> list[Check]:
             contact_s = status.leader_contact_s
             out.append(("leader", False, "none yet" if contact_s is None else f"none for {contact_s:.1f} s"))
         out.append(("quorum", status.has_quorum, "reached" if status.has_quorum else "no majority hears a leader"))
+        out.append(_standing(status))
     else:
         leader = call.node.leader_url()
         out.append(("cluster", leader is not None, leader or "no voter answers"))
@@ -47,6 +51,16 @@ def checks(call: Call) -> list[Check]:
     faults = call.node.loops.faults()
     out.append(("loops", not faults, "; ".join(faults) or "run"))
     return out
+
+
+def _standing(status: Status) -> Check:
+    """Whether this node's copy counts; a learner's does not yet."""
+    if status.standing == "learner":
+        behind = max(0, status.leader_last_index - status.applied_index)
+        return ("voter", False, f"learner: catching up, {behind} entries behind")
+    if status.standing == "fresh":
+        return ("voter", False, "new: waits for the other voters, or to be added")
+    return ("voter", status.standing == "member", status.standing)
 
 
 async def health(call: Call) -> Reply:
@@ -93,7 +107,9 @@ async def livez(call: Call) -> Reply:
 
 async def readyz(call: Call) -> Reply:
     """Whether requests should come here."""
-    return _lines([check for check in checks(call) if check[0] in ("process", "log", "leader", "quorum", "cluster")])
+    return _lines(
+        [check for check in checks(call) if check[0] in ("process", "log", "leader", "quorum", "voter", "cluster")]
+    )
 
 
 def _lines(found: list[Check]) -> Reply:
@@ -160,6 +176,7 @@ def _log_fields(call: Call) -> dict[str, Any]:
         "applied_index": consensus.applied_index,
         "log_bytes": consensus.log_bytes,
         "snapshot_index": consensus.snapshot_index,
+        "standing": consensus.standing,
         "state_digest": {"index": machine.index, "sha256": machine.digest()},
         "work": {"by_state": work["by_status"], "by_type": work["by_type"]},
         "leases": sum(work["leases_by_node"].values()),
@@ -173,7 +190,9 @@ def voters(call: Call) -> list[dict[str, Any]]:
     known = {voter.node_id: voter for voter in status.voters}
     members = call.node.membership.members()
     rows = []
-    for node_id in sorted({*known, service.node_id}):
+    # A node that joins is no voter yet.
+    own = {service.node_id} if status.standing == "member" else set()
+    for node_id in sorted({*known, *own}):
         voter, member, is_own = known.get(node_id), members.get(node_id), node_id == service.node_id
         applied, reached = _progress(status, voter, member, node_id)
         role = status.role.value if is_own else "leader" if node_id == status.acting_leader_id else "follower"
@@ -190,6 +209,16 @@ def voters(call: Call) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def progress_of(call: Call, node_id: str) -> tuple[int, float | None, bool]:
+    """(held, last contact in seconds, connected) of a node that keeps the log, learners too."""
+    status = call.service.status()
+    member = call.node.membership.members().get(node_id)
+    known = {one.node_id: one for one in (*status.voters, *status.learners)}.get(node_id)
+    is_own = node_id == status.node_id
+    held = _progress(status, known, member, node_id)[1]
+    return held, 0.0 if is_own else _last_contact_s(known, member), is_own or (known is not None and known.connected)
 
 
 def _progress(status: Status, voter: VoterStatus | None, member: Member | None, node_id: str) -> tuple[int, int]:

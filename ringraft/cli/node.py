@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ringraft.cli.exits import CommandFailed, ExitCode
+from ringraft.cli.members import members
 from ringraft.cli.output import say
 from ringraft.config import default_files, load_settings
 
@@ -37,7 +38,7 @@ ADVERTISE = click.option("--advertise", metavar="HOST:PORT", help="Where others 
 DATA_DIR = click.option("--data-dir", metavar="DIR", help="Where everything durable is kept (data/p2p).")
 PEERS = click.option("--peers", metavar="N1=HOST:PORT,…", help="All voters, this one too; the same on each.")
 PRIORITY = click.option("--priority", help="0 to 1000: who leads when there is a choice.")
-JOIN = click.option("--join", metavar="HOST:PORT,…", help="Nodes of the cluster to work for.")
+JOIN = click.option("--join", metavar="HOST:PORT,…", help="Nodes of the cluster to work for, or to vote in.")
 TOKEN_FILE = click.option("--token-file", metavar="FILE", help="This worker's own credential.")
 COMMON = _options(
     click.option(
@@ -52,26 +53,30 @@ COMMON = _options(
 )
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @_options(NODE_ID, BIND, ADVERTISE, DATA_DIR, PEERS, JOIN, PRIORITY, TOKEN_FILE)
 @click.option("--port", help="Only the port of --bind (8770).")
 @click.option("--voter", is_flag=True, help="Keep a copy of the log and vote.")
 @click.option("--worker", "works", is_flag=True, help="Run work.")
 @COMMON
-def node(voter: bool, works: bool, **given: Any) -> int:
-    """Start a node of either kind.
+@click.pass_context
+def node(context: click.Context, /, voter: bool, works: bool, **given: Any) -> int:
+    """Start a node of either kind; ``members`` shows and changes who votes.
 
     Alone it is a cluster of one. With --peers or a configured voter list, that list says whether it
-    votes; with --join it works for another cluster.
+    votes; with --join it works for another cluster, and with --voter too it is one more voter of it, once
+    ``ringraft node members add`` has named it.
     """
+    if context.invoked_subcommand is not None:
+        return ExitCode.OK
     roles = [role for role, wanted in (("voter", voter), ("worker", works)) if wanted]
     return _run(given, {"node.roles": ",".join(roles)} if roles else {})
 
 
 @click.command()
-@_options(NODE_ID, BIND, DATA_DIR, PEERS, ADVERTISE, PRIORITY, COMMON)
+@_options(NODE_ID, BIND, DATA_DIR, PEERS, JOIN, ADVERTISE, PRIORITY, COMMON)
 def voter(**given: Any) -> int:
-    """Start a node that keeps the log and votes."""
+    """Start a node that keeps the log and votes: one of --peers, or one more for the cluster that --join names."""
     return _run(given, {"node.roles": "voter"}, must_vote=True)
 
 
@@ -82,6 +87,8 @@ def worker(**given: Any) -> int:
     given["bind"] = given["bind"] or "127.0.0.1:0"
     return _run(given, {"node.roles": "worker"})
 
+
+node.add_command(members)
 
 FLAG_KEYS = {
     "node_id": "node.node_id",

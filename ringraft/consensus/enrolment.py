@@ -19,6 +19,7 @@ from ringraft.consensus.replog.syncobj import RaftLog
 from ringraft.consensus.roll import Roll
 from ringraft.state.codec import SINCE
 from ringraft.state.commands import VOTER_CHANGES, AdmitVoter, AnnounceVoter, FormVoters
+from ringraft.state.decide.voter import try_again
 from ringraft.state.model import Command, Outcome, Rejected
 from ringraft.state.records import VoterRecord
 
@@ -172,9 +173,7 @@ class Enrolment:
             )
             return Rejected("conflict", told)
         if kind in VOTER_CHANGES and (self._log.has_change_under_way() or not self._has_begun()):
-            return Rejected(
-                "conflict", "the leader has begun only now, or a change of the voters is under way: try again"
-            )
+            return try_again("the leader has begun only now, or a change of the voters is under way")
         return None
 
     def _next_change(self, now_s: float) -> FormVoters | AnnounceVoter | AdmitVoter | None:

@@ -12,6 +12,7 @@ from ringraft.consensus.proposals import Made, Proposal, Proposals
 from ringraft.consensus.replog.syncobj import CHANGE, ENTRY, RaftLog
 from ringraft.state.codec import encode_entry
 from ringraft.state.commands import VOTER_CHANGES, Begin
+from ringraft.state.decide.voter import try_again
 from ringraft.state.model import Command, Entry, Epoch, Rejected
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class EntryMaker:
             refused = refusals[kind]
             if isinstance(proposal.command.op, VOTER_CHANGES):
                 if has_change:
-                    refused = Rejected("conflict", "another change of the voters goes first; try again")
+                    refused = try_again("another change of the voters goes first")
                 has_change = has_change or refused is None
             if refused is None:
                 allowed.append(proposal)

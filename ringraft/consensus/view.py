@@ -59,6 +59,7 @@ class View:
             voters=[self._voter_status(voter, now_s) for voter in self._roll.voters()],
             learners=[self._voter_status(learner, now_s) for learner in self._roll.learners()],
             standing=self._roll.seat.standing.name.lower(),
+            leader_last_index=max(log.last_index(), log.leader_last_index),
         )
 
     def _voter_status(self, voter: str, now_s: float) -> VoterStatus:

@@ -28,9 +28,11 @@ from ringraft.metrics import Metrics, Snapshot
 from ringraft.node.events import EventRing
 from ringraft.node.identity import Identity
 from ringraft.node.replica import Replica
-from ringraft.state.commands import Begin, Configure
+from ringraft.state.codec import COMMAND_VERSION
+from ringraft.state.commands import Begin, Configure, FormVoters
 from ringraft.state.machine import StateMachine
 from ringraft.state.model import Command, Entry, Epoch, Outcome
+from ringraft.state.records import VoterRecord
 from ringraft.state.view import rfc3339
 
 SECRET = "correct-horse-battery-staple-0123456789"
@@ -262,6 +264,11 @@ class FakeCluster:
         assert all(one == outcomes[0] for one in outcomes), "replicas disagree"
         return outcomes[0][0]
 
+    def form(self) -> None:
+        """The nodes are the voters from now on."""
+        founders = [VoterRecord(name, f"{name}:1", f"d-{name}", 1, True, COMMAND_VERSION) for name in self.nodes]
+        self.append(Command(FormVoters("f", tuple(founders))))
+
     def lead(self, node_id: str | None) -> None:
         self.leader = node_id
         if node_id is not None:
@@ -326,6 +333,7 @@ async def one_node(**options: Any) -> AsyncIterator[FakeNode]:
     node = await cluster.add_node("n1", **options)
     cluster.lead("n1")
     cluster.append(Command(Configure(node.settings.limits())))
+    cluster.form()
     try:
         yield node
     finally:

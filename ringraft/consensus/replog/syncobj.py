@@ -90,6 +90,7 @@ class RaftLog(BareSyncObj):
         host: LogHost,
     ) -> None:
         self.node_id = node_id
+        self.leader_last_index = 0
         self._clock = clock
         self._rng = rng
         self._host = host
@@ -196,8 +197,7 @@ class RaftLog(BareSyncObj):
             return
         self._SyncObj__raftMatchIndex[self._nodes[peer_id]] = 0
         self._followers.add(peer_id)
-        if self.is_linked(peer_id):
-            self._followers.link_up(peer_id)
+        self._followers.link_up(peer_id)
 
     def resign(self) -> None:
         """Lead no longer: this node is no voter any more."""
@@ -361,6 +361,7 @@ class RaftLog(BareSyncObj):
             self.promise(node.id, Appended(self.term(), message.prev_index, False, 0, 0))
             return
         self._hear_leader(node, message.term)
+        self.leader_last_index = max(message.commit_index, message.prev_index + len(message.entries))
         commit_index = self.commit_index()
         placement = place(self._journal, commit_index, message)
         if isinstance(placement, Mismatch):

@@ -269,7 +269,8 @@ class PeerLinks:
                         "peer refused action=link_handshake node=%s peer=%s: %s", self._node_id, link.peer_id, error
                     )
                 pause_s = REDIAL_MAX_S
-            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                # A ValueError: the peer's address is none. It is another node's, or an operator's, and ends only this.
                 logger.debug("link broke action=link_broken node=%s peer=%s: %r", self._node_id, link.peer_id, error)
                 pause_s = min(pause_s * 2, REDIAL_MAX_S)
             try:

@@ -21,15 +21,20 @@ VOTERS_MAX = 15
 """Rows of the table, learners too. A majority of more would be slower than any of its voters is likely to fail."""
 
 
+def try_again(detail: str) -> Rejected:
+    """A refusal that is over soon: decided anew on the table as it is then, the change may go through."""
+    return Rejected("conflict", f"{detail}; try again", members={"try_again": True})
+
+
 def _refused(tables: Tables, at: At, basis: int) -> Rejected | None:
     """Why no voter may be changed now, or None."""
     if at.epoch != tables.epoch or at.index <= tables.begun_index:
-        return Rejected("conflict", "the leader's term has not begun in the log; try again")
+        return try_again("the leader's term has not begun in the log")
     if at.index == tables.voters_index:
-        return Rejected("conflict", "this entry has changed the voters already: one change at a time, try again")
+        return try_again("this entry has changed the voters already: one change at a time")
     if basis != tables.voters_index:
-        told = f"decided on the voters as of entry {basis}, and entry {tables.voters_index} has changed them; try again"
-        return Rejected("conflict", told)
+        told = f"decided on the voters as of entry {basis}, and entry {tables.voters_index} has changed them"
+        return try_again(told)
     return None
 
 
@@ -108,7 +113,7 @@ def add_learner(tables: Tables, op: ops.AddLearner, at: At) -> Decision | Reject
     elif len(tables.voters) >= VOTERS_MAX:
         return Rejected("conflict", f"{VOTERS_MAX} nodes keep the log already; remove one first")
     elif not tables.voters:
-        return Rejected("conflict", "the cluster is not formed yet; try again")
+        return try_again("the cluster is not formed yet")
     else:
         record = VoterRecord(op.node_id, op.address, changed_wall_ms=at.wall_ms)
     news = ("LEARNER_ADDED", {"node_id": record.node_id, "address": op.address})
