@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -61,9 +63,9 @@ class Cluster:
         times = [psutil.Process(pid).cpu_times() for pid in self.pids()]
         return sum(used.user + used.system for used in times)
 
-    def kill(self, node_id: str) -> None:
-        """kill -9."""
-        self._local.nodes[node_id].kill()
+    def signal(self, node_id: str, number: signal.Signals) -> None:
+        """Send a voter's process a signal."""
+        os.kill(self._local.nodes[node_id].pid, number)
 
     async def restart(self, node_id: str) -> None:
         """Start a killed voter again and wait until it is ready."""

@@ -1,12 +1,14 @@
-"""How long writes stand still when the leader is killed with -9.
+"""How long writes stand still when the leader goes.
 
-    python -m bench.failover                 30 kills
-    python -m bench.failover --kills 5 --json
+    python -m bench.failover                          30 times kill -9
+    python -m bench.failover --fault stop             SIGSTOP: its port still answers, and nobody behind it
+    python -m bench.failover --fault graceful         SIGTERM: it hands over first
+    python -m bench.failover --times 5 --json
 
 Three voter processes on loopback; adds at 50 per second, each with a key of its own, spread over
-the nodes that stay alive. The gap of a kill is the longest time between two acknowledgements around
-it. The killed node is started again before the next kill. At the end every acknowledged add is read
-back from the new leader: a lost one fails the run.
+the nodes that stay. The gap of a fault is the longest time between two acknowledgements around it.
+The node comes back before the next one. At the end every acknowledged add is read back from the new
+leader: a lost one fails the run. (A leader that is cut off needs a network of its own: see ``chaos``.)
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import statistics
 import sys
 import time
@@ -75,18 +78,24 @@ def longest_gap_s(times: list[float], since: float) -> float:
     return max(later - earlier for earlier, later in pairwise(ordered) if later >= since)
 
 
-async def one_kill(cluster: Cluster, writer: Writer) -> float:
-    """Kill the leader under load and return the gap in seconds; the node is back afterwards."""
+FAULTS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "graceful": signal.SIGTERM}
+
+
+async def one_fault(cluster: Cluster, writer: Writer, fault: str) -> float:
+    """Let the leader go under load and return the gap in seconds; the node is back afterwards."""
     leader = await cluster.wait_leader()
     await cluster.wait_caught_up()
     writer.urls = [cluster.url(node) for node in cluster.voters if node != leader]
     load = asyncio.create_task(writer.run(BEFORE_S + AFTER_S))
     await asyncio.sleep(BEFORE_S)
-    killed_at = time.monotonic()
-    cluster.kill(leader)
+    gone_at = time.monotonic()
+    cluster.signal(leader, FAULTS[fault])
     await load
-    gap_s = longest_gap_s(list(writer.acknowledged.values()), killed_at)
-    await cluster.restart(leader)
+    gap_s = longest_gap_s(list(writer.acknowledged.values()), gone_at)
+    if fault == "stop":
+        cluster.signal(leader, signal.SIGCONT)
+    else:
+        await cluster.restart(leader)
     return gap_s
 
 
@@ -100,22 +109,23 @@ async def lost(cluster: Cluster, writer: Writer) -> int:
     return missing
 
 
-async def run(kills: int) -> dict[str, object]:
+async def run(fault: str, times: int) -> dict[str, object]:
     async with (
         Cluster(voters=3) as cluster,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(REQUEST_TIMEOUT_S + 1)) as session,
     ):
         writer = Writer(session, [])
         gaps_s: list[float] = []
-        for number in range(kills):
-            gaps_s.append(await one_kill(cluster, writer))
-            print(f"kill {number + 1}/{kills}: {gaps_s[-1]:.3f} s", file=sys.stderr)
+        for number in range(times):
+            gaps_s.append(await one_fault(cluster, writer, fault))
+            print(f"{fault} {number + 1}/{times}: {gaps_s[-1]:.3f} s", file=sys.stderr)
         missing = await lost(cluster, writer)
     gaps_s.sort()
     return {
-        "kills": kills,
+        "fault": fault,
+        "times": times,
         "gap_p50_s": round(statistics.median(gaps_s), 3),
-        "gap_p99_s": round(gaps_s[min(kills - 1, int(kills * 0.99))], 3),
+        "gap_p99_s": round(gaps_s[min(times - 1, int(times * 0.99))], 3),
         "gap_max_s": round(gaps_s[-1], 3),
         "acknowledged": len(writer.acknowledged),
         "refused": writer.refused,
@@ -126,10 +136,11 @@ async def run(kills: int) -> dict[str, object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30, help="how often the leader is killed (30)")
+    parser.add_argument("--fault", choices=FAULTS, default="kill", help="how the leader goes (kill)")
+    parser.add_argument("--times", type=int, default=30, help="how often it goes (30)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    figures = asyncio.run(run(options.kills))
+    figures = asyncio.run(run(options.fault, options.times))
     if options.json:
         print(json.dumps({"machine": machine_line(), **figures}, indent=2))
     else:

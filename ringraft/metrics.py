@@ -28,6 +28,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 JOB_BUCKETS_S = (0.01, 0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0)
 
+LOG_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 TYPE = attrgetter("type")
@@ -102,6 +103,25 @@ class Metrics:
             buckets=REQUEST_BUCKETS_S,
             registry=self._registry,
         )
+
+        self._syncs = self._log_times("fsync", "Writing and syncing the journal, one group at a time.")
+        self._commits = self._log_times("commit", "From the leader's append of an entry to the majority's.")
+        self._applies = self._log_times("apply", "Applying one entry.")
+
+    def _log_times(self, name: str, text: str) -> Histogram:
+        return Histogram(f"ringraft_raft_{name}_seconds", text, buckets=LOG_BUCKETS_S, registry=self._registry)
+
+    def synced(self, seconds: float) -> None:
+        """One write and sync of the journal."""
+        self._syncs.observe(seconds)
+
+    def committed(self, seconds: float) -> None:
+        """One entry, from its append at the leader to the majority's."""
+        self._commits.observe(seconds)
+
+    def took_apply(self, seconds: float) -> None:
+        """Applying one entry."""
+        self._applies.observe(seconds)
 
     def render(self) -> bytes:
         """The text of ``/metrics``; its type is ``CONTENT_TYPE``."""

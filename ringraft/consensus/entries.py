@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ringraft.clock import Clock
 from ringraft.consensus.base import Replicated
+from ringraft.consensus.meter import Meter
 from ringraft.consensus.proposals import Made, Proposal, Proposals
 from ringraft.consensus.replog.syncobj import CHANGE, ENTRY, RaftLog
 from ringraft.state.codec import encode_entry
@@ -45,6 +46,7 @@ class EntryMaker:
         commands_max: int,
         bytes_max: int,
         refusal: Callable[[Command], Rejected | None],
+        meter: Meter,
     ) -> None:
         """``refusal`` says why a command of this kind may not be proposed now."""
         self._log = log
@@ -54,6 +56,7 @@ class EntryMaker:
         self._commands_max = commands_max
         self._bytes_max = bytes_max
         self._refusal = refusal
+        self._meter = meter
         self._base: EpochBase | None = None
         self._begin_index = 0
 
@@ -109,7 +112,7 @@ class EntryMaker:
             count_max = max(len(taken) // 2, 1)
         # Noted first: what a failing disk has taken of it may yet be found there and committed.
         self._proposals.made(self._log.last_index() + 1, Made(base.term, entry, tuple(taken), len(own)))
-        self._log.append(encoded)
+        self._meter.appended(self._log.append(encoded))
 
     def _proposable(self, taken: list[Proposal]) -> list[Proposal]:
         """Those that may be proposed now, at most one change of the voters among them; the others end here."""

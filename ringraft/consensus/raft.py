@@ -31,6 +31,7 @@ from ringraft.consensus.handover import Handover
 from ringraft.consensus.imaging import Imaging
 from ringraft.consensus.leadership import LeadershipFeed
 from ringraft.consensus.logview import read_log
+from ringraft.consensus.meter import Meter
 from ringraft.consensus.opening import open_log, open_roll
 from ringraft.consensus.pace import Pace
 from ringraft.consensus.proposals import Proposals
@@ -94,6 +95,7 @@ class RaftConsensus:
         self._on_failure = on_failure
         self._on_removed = on_removed
         self._disk = disk
+        self.meter = Meter(clock)
         self._links: Links = links or PeerLinks(
             node_id=own.node_id, address=own.address, cluster_id=cluster_id, secret=secret
         )
@@ -201,6 +203,7 @@ class RaftConsensus:
             commands_max=self._config.entry_commands_max,
             bytes_max=self._config.entry_bytes_max,
             refusal=lambda command: self._enrolment.refusal(command),
+            meter=self.meter,
         )
         self._enrolment = Enrolment(
             roll=self._roll,
@@ -286,6 +289,7 @@ class RaftConsensus:
         )  # fmt: skip
         if not self._log.is_leader():
             self._images.stop_sending()
+            self.meter.follows()
             self._proposals.refuse_waiting(NotLeader(present.leader_id))
         self._reads.leader_changed()
         self._feed.tell(present)
@@ -431,7 +435,9 @@ class RaftConsensus:
         outcomes: tuple[Outcome, ...] = ()
         if command[:1] in (ENTRY, CHANGE):
             entry = self._proposals.entry_at(index, term) or decode_entry(command[1:])
+            began_s = self.meter.now_s()
             outcomes = self._replicated.apply(index, entry).outcomes
+            self.meter.applied(began_s)
             assert len(outcomes) == len(entry.commands), f"entry {index}: an outcome per command"
         self._proposals.applied(index, term, outcomes, self._log.leader_id())
         if self._replicated.voter_table is not self._roll.table:
@@ -453,8 +459,9 @@ class RaftConsensus:
 
     # What drives it
 
-    def _on_synced(self, _took_s: float) -> None:
+    def _on_synced(self, took_s: float) -> None:
         if self._is_running:
+            self.meter.synced(took_s)
             self._log.synced()
             self._pace.soon()
 
@@ -473,6 +480,7 @@ class RaftConsensus:
     def _advance(self) -> None:
         log = self._log
         log.tick()
+        self.meter.committed(log.commit_index())
         self._note_leadership()
         now_s = self._clock.monotonic_s()
         self._enrolment.drive(now_s)

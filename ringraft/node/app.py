@@ -300,6 +300,7 @@ class Node:
             replica = self.voter.replica
             self.metrics.follow_items(lambda work_id: replica.machine.tables.item(work_id))
             replica.listen(self.metrics.applied)
+            self.voter.consensus.meter.tell(self.metrics)
             self.voter.replica.listen(self._rates.applied)
         self.loops.standing("suspicions", self._count_suspicions)
         self.loops.every("load", SAMPLE_S, self.load.sample)

@@ -292,3 +292,37 @@ def test_power_comes_and_goes_and_what_was_acknowledged_stays(count: int, seed: 
         )
         schedule.append((("start", 0), rng.uniform(0.1, 1.0)))
     run(survive(count, seed, schedule))
+
+
+class Times:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.syncs: list[float] = []
+        self.commits: list[float] = []
+        self.applies: list[float] = []
+
+    def synced(self, seconds: float) -> None:
+        self.syncs.append(seconds)
+
+    def committed(self, seconds: float) -> None:
+        self.commits.append(seconds)
+
+    def took_apply(self, seconds: float) -> None:
+        self.applies.append(seconds)
+
+
+@virtual
+async def test_how_long_syncs_commits_and_applies_take_is_told() -> None:
+    async with cluster(3) as c:
+        await c.write("a")
+        for name in c.names:
+            c.disk_ms[name] = SLOW
+        leader = await c.leader()
+        times = Times()
+        c.nodes[leader].meter.tell(times)
+        for number in range(5):
+            await c.write(f"w{number}")
+        assert len(times.commits) == len(times.applies) == 5
+        assert min(times.commits) >= 0.04
+        assert len(times.syncs) >= 4
