@@ -1,4 +1,7 @@
-"""Disks with a planted bug, to show that power cuts, deaths and refusals would notice one."""
+"""Disks with a planted bug, to show that deaths and refusals would notice one.
+
+Power cuts notice the mutant ``sync_that_syncs_nothing``.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,6 @@ import os
 from pathlib import Path
 
 from ringraft.consensus.replog.files import LocalDisk, LocalFile
-
-
-class _UnsyncedFile(LocalFile):
-    def sync(self) -> None:
-        pass
-
-
-class UnsyncedDisk(LocalDisk):
-    """Its syncs do nothing: a power cut shows it."""
-
-    def open(self, path: Path, *, create: bool = False) -> LocalFile:
-        return _UnsyncedFile(descriptor(path, create))
-
-    def sync_directory(self, directory: Path) -> None:
-        pass
 
 
 class _BufferedFile(LocalFile):

@@ -173,13 +173,13 @@ async def strike_clusters(
     nodes: int,
     strikes: int,
     seed: int,
-    without_sync: bool,
     show: Show,
+    mutant: str | None = None,
 ) -> Figures:
     """At least so many strikes, over as many clusters as that takes; ends at the first violation."""
     figures = Figures()
     rng = random.Random(seed)
-    async with Nursery(without_sync=without_sync) as nursery:
+    async with Nursery(mutant) as nursery:
         while figures.strikes < strikes and not figures.violations:
             place = folder / f"cluster-{figures.strikes}"
             place.mkdir()

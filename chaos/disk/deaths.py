@@ -59,7 +59,7 @@ def main() -> int:
             return die_everywhere(path, seed=seed, every=options.every, show=show)
         return asyncio.run(
             strike_clusters(path, SystemCalls(), nodes=options.nodes, strikes=options.strikes, seed=seed,
-                            without_sync=False, show=show)
+                            show=show)
         )  # fmt: skip
 
     total = options.strikes if options.nodes else None

@@ -11,7 +11,7 @@ from chaos.disk.account import Account, Lost
 from chaos.disk.life import EXIT_BROKEN, Life
 from chaos.disk.record import Figures
 from chaos.disk.volume import Volume
-from ringraft.consensus.replog.files import Disk, DiskFailed
+from ringraft.consensus.replog.files import DiskFailed
 from ringraft.consensus.replog.recovery import JournalDamaged
 from ringraft.consensus.replog.snapshot import SnapshotDamaged
 
@@ -20,7 +20,7 @@ CUTS_PER_VOLUME = 50
 """Then the file system is made anew, so that first starts are met again and again."""
 
 
-def cut_log(folder: Path, *, cuts: int, seed: int, disk: Disk, show: Callable[[Figures], None]) -> Figures:
+def cut_log(folder: Path, *, cuts: int, seed: int, show: Callable[[Figures], None]) -> Figures:
     """Cut the power of a walking log ``cuts`` times; a directory with a violation is not gone on with."""
     done = Figures()
     rng = random.Random(seed)
@@ -34,7 +34,7 @@ def cut_log(folder: Path, *, cuts: int, seed: int, disk: Disk, show: Callable[[F
                 done.strikes += 1
                 done.count("cuts")
                 try:
-                    _cut_once(volume, account, life_seed, rng.random() ** 2 * LIFE_S_MAX, disk)
+                    _cut_once(volume, account, life_seed, rng.random() ** 2 * LIFE_S_MAX)
                 except (Lost, JournalDamaged, SnapshotDamaged, DiskFailed) as fault:
                     done.violations.append(f"cut {done.strikes} seed {life_seed}: {type(fault).__name__}: {fault}")
                     done.lost += isinstance(fault, Lost)
@@ -47,8 +47,8 @@ def cut_log(folder: Path, *, cuts: int, seed: int, disk: Disk, show: Callable[[F
     return done
 
 
-def _cut_once(volume: Volume, account: Account, seed: int, life_s: float, disk: Disk) -> None:
-    life = Life(volume.path / "data", seed, disk=disk)
+def _cut_once(volume: Volume, account: Account, seed: int, life_s: float) -> None:
+    life = Life(volume.path / "data", seed)
     try:
         life.listen(time.monotonic() + life_s)
     finally:

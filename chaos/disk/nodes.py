@@ -27,8 +27,9 @@ class NotReady(Exception):
 class Nursery:
     """The process that forks voters (``nursery.py``)."""
 
-    def __init__(self, *, without_sync: bool = False) -> None:
-        self._without_sync = without_sync
+    def __init__(self, mutant: str | None = None) -> None:
+        """``mutant`` names a planted bug that every voter has."""
+        self._mutant = mutant
         self._process: asyncio.subprocess.Process
         self._reader: asyncio.Task[None]
         self._started: asyncio.Queue[int | None] = asyncio.Queue()
@@ -39,7 +40,7 @@ class Nursery:
             sys.executable,
             "-m",
             "chaos.disk.nursery",
-            *(["--without-sync"] if self._without_sync else []),
+            *([self._mutant] if self._mutant else []),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=inherited_environment(),

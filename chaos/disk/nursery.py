@@ -4,10 +4,13 @@ Started by ``nodes.Nursery``; takes one JSON line per order on stdin and answers
 ``{"start": [arguments], "out": path, "log": path, "held": false}`` is answered by ``{"started": pid}``
 (a held voter stands still until it gets SIGCONT), and the end of a voter is told as
 ``{"ended": pid, "code": exit code or -signal}``. Its end is that of all.
+
+An argument names a bug of ``chaos.mutants`` to plant in every voter, to show that it would be noticed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -16,14 +19,13 @@ import sys
 from typing import Any
 
 import ringraft.node.app  # noqa: F401 - imported here so that no voter has to
+from chaos.mutants.catalogue import MUTANTS
 from ringraft.cli.main import run_command
 from ringraft.cli.node import voter
 
 
-def serve(*, without_sync: bool) -> None:
+def serve() -> None:
     """Until stdin ends."""
-    if without_sync:
-        _plant_no_sync()
     wakes, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.set_wakeup_fd(woken)
@@ -44,15 +46,6 @@ def serve(*, without_sync: bool) -> None:
                 running.add(_start(json.loads(line)))
     for pid in running:
         os.kill(pid, signal.SIGKILL)
-
-
-def _plant_no_sync() -> None:
-    """The planted bug: voters that say "synced" and are not, to show that the cuts would be noticed."""
-
-    def nothing(_file: object) -> None:
-        pass
-
-    os.fsync = os.fdatasync = nothing  # type: ignore[assignment]
 
 
 def _tell_ended(running: set[int]) -> None:
@@ -89,4 +82,5 @@ def _start(order: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    serve(without_sync="--without-sync" in sys.argv[1:])
+    with MUTANTS[sys.argv[1]].planted() if sys.argv[1:] else contextlib.nullcontext():
+        serve()

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from chaos.disk.careless import UnsyncedDisk
 from chaos.disk.cluster import strike_clusters
 from chaos.disk.clustercuts import PowerCut
 from chaos.disk.logcuts import cut_log
 from chaos.disk.record import Figures
 from chaos.disk.run import watched
 from chaos.disk.volume import CannotCutPower, enter_own_mounts
-from ringraft.consensus.replog.files import LOCAL_DISK
+from chaos.mutants.catalogue import MUTANTS
 
 EXIT_CANNOT = 2
 
@@ -36,7 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--all-share", type=float, default=0.5, help="share of cuts that take all disks at once (0.5)")
     parser.add_argument("--seed", type=int, default=None, help="of what is drawn; timing is the machine's (random)")
     parser.add_argument("--record", type=Path, default=None, metavar="FILE", help="append a line with the figures")
-    parser.add_argument("--without-sync", action="store_true", help="plant the bug: syncs do nothing; must be noticed")
+    parser.add_argument("--mutant", choices=sorted(MUTANTS), default=None, help="plant a bug; it must be noticed")
     return parser.parse_args()
 
 
@@ -54,16 +54,16 @@ def main() -> int:
 
     def run(path: Path, show: Callable[[Figures], None]) -> Figures:
         if options.nodes == 0:
-            disk = UnsyncedDisk() if options.without_sync else LOCAL_DISK
-            return cut_log(path, cuts=options.cuts, seed=seed, disk=disk, show=show)
+            with MUTANTS[options.mutant].planted() if options.mutant else contextlib.nullcontext():
+                return cut_log(path, cuts=options.cuts, seed=seed, show=show)
         return asyncio.run(
             strike_clusters(path, PowerCut(options.all_share), nodes=options.nodes, strikes=options.cuts, seed=seed,
-                            without_sync=options.without_sync, show=show)
+                            mutant=options.mutant, show=show)
         )  # fmt: skip
 
     return watched(
         "chaos.disk.power", run, total=options.cuts, record=options.record,
-        nodes=options.nodes, seed=seed, without_sync=options.without_sync,
+        nodes=options.nodes, seed=seed, mutant=options.mutant,
     )  # fmt: skip
 
 

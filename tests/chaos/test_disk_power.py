@@ -39,7 +39,7 @@ def test_a_log_keeps_through_power_cuts_what_it_synced(tmp_path: Path) -> None:
 
 @needs_volumes
 def test_a_log_that_does_not_sync_is_found_out() -> None:
-    code, said = power("--nodes", "0", "--cuts", "20", "--seed", "5", "--without-sync")
+    code, said = power("--nodes", "0", "--cuts", "20", "--seed", "5", "--mutant", "sync_that_syncs_nothing")
     assert code == 1
     assert "FAILED" in said
     assert said.count("Lost") > 10
@@ -127,7 +127,7 @@ def test_voters_keep_through_power_cuts_what_they_acknowledged() -> None:
 
 @needs_volumes
 def test_voters_that_do_not_sync_are_found_out() -> None:
-    code, said = power("--nodes", "1", "--cuts", "20", "--seed", "5", "--without-sync")
+    code, said = power("--nodes", "1", "--cuts", "20", "--seed", "5", "--mutant", "sync_that_syncs_nothing")
     assert code == 1
     assert "FAILED" in said, said
     assert "violations 0" not in said

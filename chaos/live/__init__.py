@@ -1,0 +1,1 @@
+"""Real voters that are killed, paused and stopped under clients that lose answers."""
