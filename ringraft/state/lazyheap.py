@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import Any
 
+from ringraft.state.spread import Spread
+
 SLACK = 64
 """A small heap is not worth compacting."""
 
@@ -23,7 +25,7 @@ class LazyHeap:
 
     def __init__(self) -> None:
         self._array: list[tuple[Any, ...]] = []
-        self.live: dict[Any, tuple[Any, ...]] = {}
+        self.live: Spread[Any, tuple[Any, ...]] = Spread()
         """The present entry of each reference. Read only."""
 
     def __len__(self) -> int:
@@ -31,15 +33,14 @@ class LazyHeap:
 
     def put(self, ref: Any, entry: tuple[Any, ...]) -> None:
         """Enter ``ref``, or move it, to where ``entry`` says; ``entry[-1]`` is ``ref``."""
-        stale = self.live.get(ref)
-        self.live[ref] = entry
+        stale = self.live.swap(ref, entry)
         heappush(self._array, entry)
         if stale is not None:
             self._tidy(stale)
 
     def drop(self, ref: Any) -> None:
         """Remove ``ref`` if it is there."""
-        stale = self.live.pop(ref, None)
+        stale = self.live.pop(ref)
         if stale is not None:
             self._tidy(stale)
 
@@ -59,9 +60,9 @@ class LazyHeap:
             if self.live.get(entry[-1]) is entry:
                 yield entry
 
-    def holders(self) -> tuple[dict[Any, Any], list[Any]]:
+    def holders(self) -> list[dict[Any, Any] | list[Any]]:
         """What it keeps its entries in."""
-        return self.live, self._array
+        return [*self.live.holders(), self._array]
 
     def _tidy(self, stale: tuple[Any, ...]) -> None:
         """``stale`` has just become so: keep the top live, and half of the array."""
