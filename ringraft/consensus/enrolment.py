@@ -97,8 +97,11 @@ class Enrolment:
 
     def introduce(self, peer_id: str, *, asks: bool = False) -> None:
         """Say to a peer who this node is."""
-        has_log = self._log.last_index() > 1
-        self._send(peer_id, encode(self._roll.introduction(peer_id, has_log=has_log, asks=asks)))
+        self._send(peer_id, encode(self._roll.introduction(peer_id, has_log=self._has_log(), asks=asks)))
+
+    def _has_log(self) -> bool:
+        # A term begins after a majority has said that it would vote, so a majority has its seats already.
+        return self._log.last_index() > 1 or self._log.term() > 0
 
     def take(self, peer_id: str, said: Introduce) -> None:
         """A peer says who it is."""
@@ -139,7 +142,7 @@ class Enrolment:
                 self._under_way.add_done_callback(self._entered)
 
     def _tell_changes(self) -> None:
-        told = (self._roll.seat, self._roll.table, self._log.last_index() > 1)
+        told = (self._roll.seat, self._roll.table, self._has_log())
         if told != self._told:
             self._told = told
             for peer_id in self._roll.addresses():

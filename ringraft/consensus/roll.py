@@ -154,7 +154,7 @@ class Roll:
     # Introductions
 
     def introduction(self, to: str, *, has_log: bool, asks: bool = False) -> Introduce:
-        """What this node says of itself to ``to``. ``has_log``: it holds entries."""
+        """What this node says of itself to ``to``. ``has_log``: it holds entries, or has seen a term."""
         own, record = self.own, self.table.voters.get(to)
         return Introduce(
             standing=int(self.seat.standing),
