@@ -243,6 +243,54 @@ async def test_a_newer_connection_replaces_the_older() -> None:
     await served.stop()
 
 
+async def test_a_proven_peer_that_nobody_named_is_linked_for_as_long_as_it_stays() -> None:
+    ports = free_ports(2)
+    one, two = links("n1", ports), links("n2", ports)
+    one.links.follow({})
+    await one.start()
+    await two.start()
+    await until(lambda: one.ear.up == {"n2"} and two.ear.up == {"n1"})
+    one.links.send("n2", encode(TimeoutNow(1)))
+    await until(lambda: two.ear.messages)
+    await two.stop()
+    await until(lambda: not one.ear.up)
+    assert not one.links._outgoing
+    await one.stop()
+
+
+async def test_there_are_only_so_many_guests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "GUESTS_MAX", 0)
+    ports = free_ports(2)
+    one, two = links("n1", ports), links("n2", ports)
+    one.links.follow({})
+    await one.start()
+    await two.start()
+    await asyncio.sleep(0.3)
+    assert not one.ear.up and not two.ear.up
+    await one.stop()
+    await two.stop()
+
+
+async def test_a_peer_is_dialled_where_it_says_it_is() -> None:
+    ports = free_ports(3)
+    one, two = links("n1", ports), links("n2", ports)
+    one.links.follow({"n2": f"127.0.0.1:{ports[2]}"})
+    await one.start()
+    await two.start()
+    await until(lambda: one.ear.up == {"n2"})
+    await one.stop()
+    await two.stop()
+
+
+async def test_an_address_that_is_none_ends_a_dial_and_nothing_else() -> None:
+    served = links("n1", free_ports(2))
+    served.links.follow({"n2": "[:]:1", "n3": "a b:1", "n4": "nowhere"})
+    await served.start()
+    await asyncio.sleep(0.2)
+    assert not served.ear.up
+    await served.stop()
+
+
 async def test_a_link_that_fell_too_far_behind_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "WAITING_BYTES_MAX", 1000)
     ports = free_ports(2)

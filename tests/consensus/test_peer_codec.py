@@ -11,6 +11,7 @@ from ringraft.consensus.replog import codec
 from ringraft.consensus.replog.codec import Append, Appended, Chunk, Message, Vote, WireError, decode_all, encode, join
 
 numbers = st.integers(0, 2**63 - 1)
+texts = st.text(max_size=codec.TEXT_MAX)
 messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(Vote, numbers),
     st.builds(codec.RequestVote, numbers, numbers, numbers, st.booleans()),
@@ -31,7 +32,13 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(codec.ChunkTaken, numbers, numbers, numbers, st.booleans()),
     st.builds(codec.AskIndex, numbers, numbers),
     st.builds(codec.ReadIndex, numbers, numbers, numbers),
+    st.builds(
+        codec.Introduce,
+        *(numbers, st.booleans(), texts, numbers, numbers, texts, texts, texts, numbers),
+        *(st.booleans(), numbers, st.booleans()),
+    ),
 )
+INTRODUCE = codec._NUMBERS[codec.Introduce]
 
 
 @given(st.lists(messages, max_size=5))
@@ -77,6 +84,8 @@ def test_a_message_that_is_cut_or_changed_is_a_wire_error_or_a_message(message: 
         ([3, 1, 1, 1, 1, [[1, b""]], 0], "an entry has a term"),
         ([3, 1, 1, 1, 1, [[-1, b"x"]], 0], "an entry has a term"),
         ([4, 1, 1, 1, 1, 1, 0], "Appended.matched is int"),
+        ([INTRODUCE, 1, True, "d" * 513, 1, 1, "", "", "", 1, True, 1, False], "Introduce.data_id has 513 characters"),
+        ([INTRODUCE, 1, True, b"d", 1, 1, "", "", "", 1, True, 1, False], "Introduce.data_id is bytes"),
     ],
 )
 def test_what_does_not_fit_is_said(fields: Any, said: str) -> None:

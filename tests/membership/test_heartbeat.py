@@ -253,3 +253,19 @@ async def test_a_malformed_heartbeat_is_refused_by_field(fault, said):
 async def test_a_guest_takes_no_heartbeats():
     answer = guest(Net()).heartbeat({})
     assert (answer["accepted"], answer["reason"]) == (False, "not_a_voter")
+
+
+async def test_heartbeats_follow_the_voters():
+    net = Net()
+    membership = voter(net, "n1")
+    await membership.start()
+    try:
+        await eventually(lambda: {to for _, to in net.sent} == {"h:2", "h:3"})
+        membership.follow({"n1": "h:1", "n3": "elsewhere:3", "n4": "h:4"})
+        net.sent.clear()
+        await eventually(lambda: {to for _, to in net.sent} == {"elsewhere:3", "h:4"})
+        await asyncio.sleep(0.05)
+        assert "h:2" not in {to for _, to in net.sent}
+        assert set(membership.members()) == {"n1", "n3", "n4"}
+    finally:
+        await membership.stop()

@@ -117,3 +117,12 @@ def test_a_voters_priority_is_what_it_says_itself(table):
     assert table.members(0)["n2"].priority is None
     table.hear(report("n2", priority=7), now_s=1)
     assert table.members(1)["n2"].priority == 7
+
+
+def test_voters_that_come_and_go_are_followed(table):
+    table.follow({"n1": "h:1", "n3": "h:3"})
+    assert set(table.members(100)) == {"n1", "n3"}
+    assert state(table, "n3", 5) is MemberState.SUSPECT
+    assert [change.member.node_id for change in table.judge(11)] == ["n3"]
+    table.follow(VOTERS)
+    assert set(table.members(100)) == {"n1", "n2"}
