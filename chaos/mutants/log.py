@@ -108,9 +108,8 @@ LOG = (
         (
             Edit(
                 f"{REPLOG}.syncobj:RaftLog._take_entries",
-                "self.promise(node.id, Appended(message.term, message.prev_index, True, placement.matched, 0))",
-                "self._host.send(node.id, "
-                "encode(Appended(message.term, message.prev_index, True, placement.matched, 0)))",
+                "self.promise(node.id, answer)",
+                "self._host.send(node.id, encode(answer))",
             ),
         ),
     ),
@@ -204,9 +203,8 @@ LOG = (
         (
             Edit(
                 "ringraft.consensus.raft:RaftConsensus.read_barrier",
-                "if not self._is_running or self._log.is_leader():\n",
-                "if self._is_running:\n        return self._log.applied_index()\n"
-                "    if not self._is_running or self._log.is_leader():\n",
+                "self._pace.soon()\n",
+                "return self._log.applied_index()\n",
             ),
         ),
     ),
@@ -216,10 +214,9 @@ LOG = (
         "a leader that was replaced answers no read",
         (
             Edit(
-                "ringraft.consensus.raft:RaftConsensus.read_barrier",
-                "if not self._is_running or self._log.is_leader():\n",
-                "if self._is_running and self._log.term_begun():\n        return self._log.applied_index()\n"
-                "    if not self._is_running or self._log.is_leader():\n",
+                "ringraft.consensus.reads:Reads._begin",
+                "if log.confirmed_round() >= self._question.number:",
+                "if log.is_leader():",
             ),
         ),
     ),
