@@ -12,6 +12,10 @@ LEASE_DEFAULT_S = 30.0
 """What a claim gets that does not say."""
 
 
+GRAIN_S = 0.001
+"""Log time is of whole milliseconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoggedGrant:
     """A lease as the log has it."""
@@ -75,7 +79,7 @@ def exclusive_in_real_time(history: History, rate_max: float = 1.0) -> list[Viol
                 renewed_s = ends.renewed_s(key, before_token, called_s)
                 over_s = renewed_s + before_lease_s / rate_max
                 over_s = min(over_s, ends.times_out_s(key, before_token, rate_max))
-                if op.returned_s < over_s:
+                if op.returned_s < over_s - GRAIN_S:
                     told = (
                         f"{name} was granted again (token {token}) by {op.returned_s:.3f} s, and the lease with token "
                         f"{before_token} lasts until {over_s:.3f} s at least: nobody had ended it"
