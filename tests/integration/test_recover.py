@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.integration.cluster import FAST, Cluster, Process, eventually, fresh
 from tests.integration.test_backup import Load, address, ringraft
+from tests.node.processes import free_ports
 
 
 def start_again(cluster: Cluster, name: str) -> Process:
@@ -110,6 +111,16 @@ def test_a_worker_runs_on_through_a_recovery_and_its_result_counts(cluster: Clus
     assert runs.read_text() == "x"
     assert eventually(lambda: cluster.get("w1", "/status").body["worker"]["spooled"] == 0)
     assert worker.alive
+    # Without learners named it grows as every cluster does.
+    added = f"127.0.0.1:{free_ports(1)[0]}"
+    joining = Process(
+        tmp_path, "ringraft", "n9", "node", "--voter", "--node-id", "n9", "--bind", added,
+        "--data-dir", str(tmp_path / "n9"), "--join", address(cluster, left), *FAST,
+    )  # fmt: skip
+    cluster.nodes["n9"] = joining.start().wait_ready()
+    answer = cluster.post(left, "/raft/members/n9?wait_s=20", {"address": added}).ok()
+    assert (answer["node_id"], answer["role"]) == ("n9", "voter")
+    assert eventually(lambda: cluster.item(work_id, "n9"))["state"] == "COMPLETED"
 
 
 def test_a_directory_that_is_in_use_or_no_voters_is_refused(cluster: Cluster, tmp_path: Path) -> None:
