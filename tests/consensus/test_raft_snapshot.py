@@ -8,6 +8,7 @@ import msgpack
 import pytest
 
 from ringraft.consensus.raft_config import RaftConfig
+from ringraft.consensus.replog import install
 from ringraft.consensus.replog.codec import Chunk, Message
 from ringraft.consensus.replog.sending import PATIENCE_S
 from tests.consensus.memory_disk import MemoryDisk
@@ -402,5 +403,33 @@ def test_a_node_that_dies_at_any_piece_of_an_installation_starts_again() -> None
                 assert await c.converged() == EXPECTED
                 c.kill(away)
             assert pieces > 30
+
+    run(scenario())
+
+
+def test_few_long_entries_are_worth_a_snapshot_too_and_a_large_image_is_not_made_for_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(install, "LOG_BYTES_MAX", 20_000)
+    monkeypatch.setattr(install, "TRAILING_BYTES_MAX", 2_000)
+
+    async def scenario() -> None:
+        async with cluster(1, config=RaftConfig(snapshot_entries=10_000)) as c:
+            node = c.nodes["n1"]
+            number = 0
+            while not node.status().snapshot_index:
+                number += 1
+                await c.write(f"{number}" + "x" * 1000)
+            first = node.status().snapshot_index
+            assert 10 < first < 30
+            assert node._log.first_index() >= first - 3
+            size = node._images.newest_bytes
+            assert size > 15_000
+            monkeypatch.setattr(install, "LOG_BYTES_MAX", 100)
+            await c.write("little")
+            assert node.status().snapshot_index == first
+            for _ in range(size // install.IMAGE_SHARE // 1000 + 3):
+                await c.write("y" * 1000)
+            assert node.status().snapshot_index > first
 
     run(scenario())
