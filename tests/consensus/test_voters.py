@@ -487,3 +487,29 @@ def test_of_two_changes_in_a_log_the_older_one_is_committed() -> None:
     changes.cut(8)
     assert changes.newest == 7
     assert changes.add(12) == 7
+    changes.cut(6)
+    assert (changes.newest, changes.before) == (0, 0), "both are gone"
+
+
+@virtual
+async def test_a_change_that_a_snapshot_wiped_out_proves_nothing() -> None:
+    """A leader that is cut off has a change in its log that is never committed; its log begins anew at a snapshot."""
+    async with cluster(3, config=RaftConfig(snapshot_entries=20)) as c:
+        await c.write("a")
+        await c.converged()
+        old = await c.leader()
+        c.network.partition([old], [name for name in c.names if name != old])
+        basis = c.states[old].voter_table.changed_index
+        lost = c.nodes[old].propose(Command(AddLearner("n9", "n9:1", basis)), deadline_s=60)
+        await c.deposed(old)
+        for number in range(80):
+            await c.write(f"w{number}")
+        c.network.heal()
+        await c.converged()
+        assert c.states[old].restored == 1
+        assert "n9" not in c.states[old].voter_table.voters
+        log = c.nodes[old]._log
+        assert not log.has_change_under_way()
+        assert log._changes.newest <= log.applied_index()
+        with pytest.raises(ProposalError):
+            await lost

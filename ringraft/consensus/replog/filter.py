@@ -227,8 +227,8 @@ class Changes:
         return self.before
 
     def cut(self, index: int) -> None:
-        """The log was cut from ``index`` on. The change before the newest is committed, so it stays."""
-        if self.newest >= index:
+        """The log was cut from ``index`` on, or begins anew and ends before it."""
+        while self.newest >= max(index, 1):
             self.newest, self.before = self.before, 0
 
 

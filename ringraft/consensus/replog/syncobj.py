@@ -334,6 +334,7 @@ class RaftLog(BareSyncObj):
     def stand_at(self, base: Base) -> None:
         """The state becomes that of a durable snapshot: keep the entries after it, if they continue it."""
         self._journal.install(base)
+        self._changes.cut(self.last_index() + 1)
         self._SyncObj__raftLastApplied = base.index
         self._SyncObj__raftCommitIndex = max(base.index, min(self.commit_index(), self.last_index()))
         self._journal.setRaftCommitIndex(self.commit_index())
@@ -485,8 +486,7 @@ class RaftLog(BareSyncObj):
             self._commit_notice_s = min(notice_s, self._commit_notice_s or notice_s)
         until_s = self._clock.monotonic_s() + APPLY_SLICE_MS / 1000
         while self.is_behind():
-            start = self.applied_index() + 1
-            position = start - self.first_index()
+            position = self.applied_index() + 1 - self.first_index()
             count = min(self.commit_index() - self.applied_index(), APPLY_CHUNK)
             for command, index, term in self._journal[position : position + count]:
                 assert index == self._SyncObj__raftLastApplied + 1, f"entry {index} is out of order"
