@@ -87,7 +87,7 @@ def _events(history: History) -> dict[str, list[KeyEvent]]:
                 if asked.get("unique_key") is None:
                     continue
                 key, own = str(asked["unique_key"]), asked.get("work_id")
-                if own is None:
+                if own is None or asked.get("depends_on"):
                     open_keys.add(key)
                 else:
                     key_of[own.lower()] = key

@@ -114,11 +114,24 @@ def row(mutant: str, catches: list[Catch]) -> Row:
     return Row(mutant, len(catches), len(rules), statistics.median(seeds), max(seeds), ordered)
 
 
-def record(path: Path, command: str, rows: list[Row]) -> None:
-    """Append what was found, with the commit and the command that found it."""
+def record(path: Path, command: str, catch: Catch) -> None:
+    """Append what a hunt came to, with the commit and the command."""
     asked = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    line = {"commit": done.stdout.strip(), "command": command, "mutants": [asdict(one) for one in rows]}
+    line = {"commit": done.stdout.strip(), "command": command, **asdict(catch)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, sort_keys=True) + "\n")
+
+
+def recorded(path: Path) -> dict[str, list[Catch]]:
+    """The newest hunt of each mutant from each start."""
+    newest: dict[tuple[str, int], Catch] = {}
+    for line in path.read_text("utf-8").splitlines():
+        fields = json.loads(line)
+        catch = Catch(**{name: fields[name] for name in Catch.__slots__})
+        newest[catch.mutant, catch.first] = catch
+    catches: dict[str, list[Catch]] = {}
+    for (mutant, _), catch in newest.items():
+        catches.setdefault(mutant, []).append(catch)
+    return catches
