@@ -35,12 +35,18 @@ class Client:
         self.rng = rng
         self.loop = NodeLoop(world.queue, NodeClock(world.queue, began_s=0.0), name)
         self._name = name
+        self._running: asyncio.Task[None] | None = None
         self._lives = 0
         self._number = 0
         self._keys = 0
 
     def begin(self) -> None:
-        self.loop.create_task(self.run(), name=self._name)
+        self._running = self.loop.create_task(self.run(), name=self._name)
+
+    @property
+    def has_ended(self) -> bool:
+        """It asks for nothing any more."""
+        return self._running is not None and self._running.done()
 
     async def run(self) -> None:
         raise NotImplementedError
@@ -67,7 +73,7 @@ class Client:
     async def _beat(self) -> None:
         """Wait for the moment at which many clients call at once."""
         beat_s = self.world.plan.beat_s
-        if beat_s:
+        if beat_s and self.world.is_submitting:
             await asyncio.sleep(beat_s - self.world.queue.now_s % beat_s)
 
     async def _once(self, verb: str, body: dict[str, Any], key: str | None, wait_s: float) -> Answer:
@@ -203,7 +209,8 @@ class Worker(Client):
         lease = {"work_id": work_id, "token": token}
         if rng.random() < 0.6:
             await self.call("start", lease)
-        work_s = rng.expovariate(1 / self._work_s)
+        # When no more work comes, what is left is done at once: the queue has to run dry.
+        work_s = 0.01 if is_draining else rng.expovariate(1 / self._work_s)
         if rng.random() < self.world.plan.zombies and not is_draining:
             await asyncio.sleep(lease_s * rng.uniform(1.0, 2.5))
         elif work_s > lease_s / 2:

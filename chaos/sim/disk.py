@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from chaos.sim.loop import Died, NodeLoop
+from chaos.sim.died import Died
+from chaos.sim.loop import NodeLoop
 from ringraft.failpoints import step_of
 
 SECTOR = 512
@@ -60,11 +61,13 @@ class Inode:
         self.unsynced.append(Write(size, None, bytes(self.data[size:]), len(self.data)))
         del self.data[size:]
 
-    def sync(self) -> None:
+    def sync(self, count: int | None = None) -> None:
+        """The first ``count`` unsynced writes, or all, reach the medium."""
+        done = self.unsynced[:count]
         if self._medium is not None:
-            for write in self.unsynced:
+            for write in done:
                 _apply(write, self._medium)
-        self.unsynced.clear()
+        del self.unsynced[: len(done)]
 
     def fail_sync(self) -> None:
         """Nothing of it reaches the medium, and the page cache does not know."""
@@ -234,6 +237,12 @@ class DiskHandle:
         if not self._loop.in_thread and self._disk.sync_ms is not KEPT_MS:
             self._loop.ahead_s += self._disk.delay_s()
 
+    def stand_still(self) -> None:
+        """A sync in a thread of its own lets the loop go on."""
+        loop = self._loop
+        if loop.helper is not None and loop.helper.is_current():
+            loop.helper.wait()
+
     def refuse_if_full(self, path: Path) -> None:
         if self._disk.is_full:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
@@ -279,6 +288,7 @@ class DiskHandle:
     def sync_directory(self, directory: Path) -> None:
         disk = self._disk
         self.block()
+        self.stand_still()
         self.fail_if_due(directory)
 
         def keep() -> None:
@@ -333,10 +343,13 @@ class SimFile:
         assert self._is_open, f"{self._path.name}: closed before its sync"
         inode, handle = self._inode, self._handle
         handle.block()
+        count = len(inode.unsynced)
+        handle.stand_still()
         if self._disk.syncs_to_fail > 0:
             inode.fail_sync()
             handle.fail_if_due(self._path)
-        handle.step("sync", self._path, inode.sync)
+        # What is written while a sync runs is not covered by it.
+        handle.step("sync", self._path, lambda: inode.sync(count))
         inode.synced_s = handle._loop.queue.now_s
 
     def close(self) -> None:

@@ -12,11 +12,14 @@ import asyncio
 import contextvars
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from chaos.sim.clock import NodeClock
+from chaos.sim.died import Died
+from chaos.sim.helper import RUNNING, Helper
 
 TASKS_KEPT = 64
 """A loop forgets finished tasks when it has seen twice as many as were alive, and this many at least."""
@@ -24,10 +27,6 @@ CALLBACK_S = 2e-7
 """A callback takes this long at least: code that looks at the clock until time has passed comes to an end."""
 CLOSE_TRIES = 6
 """A coroutine that waits in its clean-up is closed again; more would be one that never ends."""
-
-
-class Died(BaseException):
-    """The process that runs is gone. Not an Exception, so that no code under test can catch it."""
 
 
 class Event:
@@ -173,6 +172,12 @@ class NodeLoop(Loop):
         self.thread_delay: Callable[[], tuple[float, bool]] = lambda: (0.0001, False)
         """How long the next piece of a thread's work takes, and whether it is done at its beginning."""
         self.in_thread = False
+        self.splits: Callable[[], bool] = lambda: False
+        """Whether the next piece of a thread's work stands still at its syncs, while the loop goes on."""
+        self.helper: Helper | None = None
+        """The piece that stands still now."""
+        self._helper_future: asyncio.Future[Any] = asyncio.Future(loop=self)
+        self._free_executor = 0
         self._holds = 0
         self._busy_until: dict[int, float] = {}
         self._tasks: list[SimTask] = []
@@ -208,6 +213,9 @@ class NodeLoop(Loop):
 
     def bury(self) -> None:
         """Close what the process had open; its disk and network take nothing any more. Not from inside it."""
+        if self.helper is not None:
+            self.helper.abandon()
+            self.helper = None
         while self._tasks:
             tasks, self._tasks = self._tasks, []
             for task in tasks:
@@ -267,9 +275,55 @@ class NodeLoop(Loop):
         now_s = self.queue.now_s + self.ahead_s
         begin_s = max(now_s, self._busy_until.get(id(executor), 0.0))
         takes_s, is_early = self.thread_delay()
+        if self.helper is None and begin_s <= now_s and self.splits():
+            self._split(func, args, future)
+            self._busy_until[id(executor)] = math.inf
+            self._free_executor = id(executor)
+            return future
         end_s = self._busy_until[id(executor)] = begin_s + takes_s
         self.deliver(begin_s if is_early else end_s, self._work, func, args, future, end_s)
         return future
+
+    def _split(self, func: Callable[..., Any], args: tuple[Any, ...], future: asyncio.Future[Any]) -> None:
+        """Do it up to its first sync now, and the rest in its own time."""
+        self.helper = Helper(func, args)
+        self._helper_future = future
+        self.deliver(self.queue.now_s, self._go_on)
+
+    def _go_on(self) -> None:
+        """Let the helper run to its next sync, or its end."""
+        helper = self.helper
+        if helper is None:
+            return
+        self._run_helper(helper)
+        if not helper.is_done:
+            self.deliver(self.queue.now_s + self.thread_delay()[0], self._go_on)
+
+    def finish_helper(self) -> None:
+        """The loop waits for what the helper holds: it stands still until the helper is done."""
+        helper = self.helper
+        assert helper is not None, "the lock is held, and no helper runs"
+        while not helper.is_done:
+            self.ahead_s += self.thread_delay()[0]
+            self._run_helper(helper)
+
+    def _run_helper(self, helper: Helper) -> None:
+        before, RUNNING[0] = RUNNING[0], self
+        self.in_thread = True
+        try:
+            helper.go_on()
+        finally:
+            self.in_thread = False
+            RUNNING[0] = before
+        if not helper.is_done:
+            return
+        self.helper = None
+        self._busy_until[self._free_executor] = self.queue.now_s
+        error = helper.error
+        if isinstance(error, Died):
+            raise error
+        assert error is None or isinstance(error, Exception), error
+        self.deliver(self.queue.now_s, self._answer, self._helper_future, helper.result, error)
 
     def _work(self, func: Callable[..., Any], args: tuple[Any, ...], future: asyncio.Future[Any], end_s: float) -> None:
         self.in_thread = True

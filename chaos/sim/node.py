@@ -17,11 +17,12 @@ from pysyncobj.node import Node
 from chaos.sim.clock import NodeClock
 from chaos.sim.disk import DiskHandle, SimDisk
 from chaos.sim.door import Door
+from chaos.sim.helper import HelperLock
 from chaos.sim.loop import NodeLoop
 from chaos.sim.net import SimLinks
 from ringraft.consensus.raft import RaftConsensus
 from ringraft.consensus.raft_config import RaftConfig
-from ringraft.consensus.replog import syncobj
+from ringraft.consensus.replog import journal, syncobj
 from ringraft.consensus.replog.files import DiskFailed
 from ringraft.consensus.replog.recovery import JournalDamaged
 from ringraft.consensus.replog.snapshot import SnapshotDamaged
@@ -53,6 +54,7 @@ class StableNode(Node):  # type: ignore[misc]
         return self._place
 
 
+setattr(journal, "Lock", HelperLock)  # noqa: B010 - a loop that waits for a lock waits in virtual time
 setattr(syncobj, "Node", StableNode)  # noqa: B010 - the module does not offer the name
 
 
@@ -274,6 +276,7 @@ class Process:
         self.clock.loop = loop
         rng = random.Random(machine.rng.getrandbits(64))
         loop.thread_delay = lambda: (machine.disk.delay_s(), machine.disk.rng.random() < 0.5)
+        loop.splits = lambda: machine.disk.rng.random() < plan.splits
         self.disk = DiskHandle(machine.disk, loop, lambda: world.died_in_disk(machine))
         self.disk.deadly, machine.deadly = machine.deadly, None
         self.links = SimLinks(world.network, loop, self.node_id)

@@ -72,6 +72,8 @@ class Plan:
     """Messages arrive at multiples of it."""
     answers_lost: float = 0.0
     sync_ms: tuple[float, float] = (0.05, 0.4)
+    splits: float = 0.05
+    """The share of threads' work that stands still at its syncs, while the event loop goes on."""
     kept: float = 0.5
     """The chance of an unsynced write to survive a power cut."""
     clock_rates: tuple[float, ...] = ()
@@ -318,6 +320,7 @@ def draw(seed: int, *, voters: int | None = None, seconds: float = 60.0, without
         grain_ms=rng.choice((0.0, 0.25, 1.0)),
         answers_lost=rng.choice((0.0, 0.01, 0.05)),
         sync_ms=rng.choice(((0.05, 0.4), (0.1, 1.0), (1.0, 10.0))),
+        splits=rng.choice((0.02, 0.1, 0.3)),
         kept=rng.choice((0.0, 0.5, 0.5, 0.9)),
         clock_rates=tuple(round(rng.uniform(*APART), 3) if apart else 1.0 for _ in range(count)),
         clock_begins_s=tuple(round(rng.uniform(1, 1e6), 3) for _ in range(count)),

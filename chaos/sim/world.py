@@ -197,6 +197,8 @@ class World:
 
     def _unrest(self) -> str | None:
         """Why the world is not at rest."""
+        if not all(client.has_ended for client in self._clients if isinstance(client, Submitter)):
+            return "a submitter still waits for an answer"
         missing = [
             machine.node_id
             for machine in self.machines.values()
