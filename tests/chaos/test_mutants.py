@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import CodeType
 
 import pytest
 
 from chaos.mutants.catalogue import MUTANTS
+from chaos.mutants.hunt import START_APART, Catch, Hunt, hunt, record, recorded, row
 from chaos.mutants.mutant import Edit, Misfit, Mutant, function_of
+from chaos.sim.batch import quiet
 
 
 def facts(code: CodeType) -> tuple[object, ...]:
@@ -47,3 +50,30 @@ def test_the_product_is_whole_again_after_a_failure() -> None:
     with pytest.raises(RuntimeError), mutant.planted():
         raise RuntimeError
     assert function.__code__ is before
+
+
+SAMPLE = (
+    "token_not_compared",
+    "completed_again",
+    "key_not_remembered",
+    "lease_by_local_clock",
+    "expiry_keeps_old_grant_alive",
+    "conflict_not_cut",
+)
+"""Those that show within a few seeds of a few simulated seconds; ``python -m chaos.mutants run`` hunts for all."""
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_the_simulator_finds_it(name: str) -> None:
+    with quiet():
+        catch = hunt(Hunt(name, first=0, seeds_max=25, seconds=20.0))
+    assert catch.rule is not None, f"{name} was not found in {catch.seeds} seeds"
+
+
+def test_hunts_are_recorded_and_the_newest_counts(tmp_path: Path) -> None:
+    path = tmp_path / "mutants.jsonl"
+    for seeds, rule in ((9, None), (3, "two_leaders")):
+        record(path, "run", Catch("votes_counted_twice", 0, seeds, rule))
+    record(path, "run", Catch("votes_counted_twice", START_APART, 5, "two_leaders"))
+    counted = row("votes_counted_twice", recorded(path)["votes_counted_twice"])
+    assert (counted.starts, counted.caught, counted.seeds_median, counted.rules) == (2, 2, 4, ("two_leaders",))
