@@ -127,7 +127,7 @@ def run_many(asked: Iterable[Asked], *, jobs: int) -> Iterator[Outcome]:
         with quiet():
             yield from map(run_one, asked)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, initializer=_quiet_for_ever, maxtasksperchild=50) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, initializer=_quiet_for_ever, maxtasksperchild=20) as pool:
         yield from pool.imap_unordered(run_one, asked)
 
 
