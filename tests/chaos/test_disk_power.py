@@ -39,10 +39,10 @@ def test_a_log_keeps_through_power_cuts_what_it_synced(tmp_path: Path) -> None:
 
 @needs_volumes
 def test_a_log_that_does_not_sync_is_found_out() -> None:
-    code, said = power("--nodes", "0", "--cuts", "20", "--seed", "5", "--mutant", "sync_that_syncs_nothing")
+    code, said = power("--nodes", "0", "--cuts", "40", "--seed", "5", "--mutant", "sync_that_syncs_nothing")
     assert code == 1
     assert "FAILED" in said
-    assert said.count("Lost") > 10
+    assert said.count("Lost: ") > 2
 
 
 @needs_volumes
@@ -130,4 +130,4 @@ def test_voters_that_do_not_sync_are_found_out() -> None:
     code, said = power("--nodes", "1", "--cuts", "20", "--seed", "5", "--mutant", "sync_that_syncs_nothing")
     assert code == 1
     assert "FAILED" in said, said
-    assert "violations 0" not in said
+    assert "is lost" in said or "was not ready" in said or "was refused" in said, said
