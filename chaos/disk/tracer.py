@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 ATTACH_S = 10.0
+DETACH_S = 3.0
 POLL_S = 0.002
 INJECTED = "(INJECTED)"
 
@@ -55,7 +56,12 @@ def detach(tracer: subprocess.Popen[bytes]) -> None:
     """Let the process go; nothing happens when it is dead already."""
     if tracer.poll() is None:
         tracer.send_signal(signal.SIGTERM)
-    tracer.wait()
+    try:
+        tracer.wait(DETACH_S)
+    except subprocess.TimeoutExpired:
+        # It waits for ever for a process that was killed under it.
+        tracer.kill()
+        tracer.wait()
 
 
 def tracer_of(pid: int) -> int:
