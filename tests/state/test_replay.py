@@ -13,7 +13,7 @@ from ringraft.state import digest, image, invariants
 from ringraft.state.codec import decode_entry, encode_entry
 from ringraft.state.image import SLICE_BYTES
 from ringraft.state.machine import Restoring, StateMachine
-from ringraft.state.model import Command, Entry, Epoch, NewItem
+from ringraft.state.model import Command, Entry, Epoch, Key, NewItem
 from tests.state.drive import SHORT, WALL_START_MS, entries_of, held_tokens, steps
 
 slow = settings(
@@ -153,6 +153,18 @@ def test_reading_an_image_goes_in_small_steps() -> None:
     )
     restoring = Restoring(strict=True)
     assert sum(1 for chunk in machine.snapshot() for _ in restoring.take(chunk)) >= 900 * 2 // image.STEP_VALUES
+    assert restoring.end().digest() == machine.digest()
+
+
+def test_keys_of_large_batches_are_read_a_few_at_a_step() -> None:
+    machine = StateMachine(strict=True)
+    batch = ops.AddBatch(tuple(NewItem("selfplay", b"\x80") for _ in range(1000)))
+    for number in range(4):
+        command = Command(batch, Key("p", f"k{number}", b"body"))
+        machine.apply(number + 1, Entry(0, 0, Epoch(1, 1), (command,)))
+    restoring = Restoring(strict=True)
+    steps = sum(1 for chunk in machine.snapshot() for _ in restoring.take(chunk))
+    assert steps >= 4 * 2000 // image.STEP_VALUES + 2
     assert restoring.end().digest() == machine.digest()
 
 
