@@ -164,6 +164,9 @@ class Faults:
             machine.down -= 1
             if machine.process is process:
                 machine.kill()
+            if machine.down == 0:
+                # A power cut that ended meanwhile has left this to whoever holds the machine down last.
+                machine.restore_power()
             machine.start()
 
         world.after(for_s, start)
