@@ -42,7 +42,7 @@ def main() -> int:
     """0 when nothing was lost, 1 when something was, 2 when this machine cannot do it."""
     options = arguments()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     reason = tracer.missing()
     if reason is not None:
         print(reason, file=sys.stderr)

@@ -66,6 +66,10 @@ class Nursery:
                 self._started.put_nowait(said["started"])
             else:
                 self._ends[said["ended"]].set_result(said["code"])
+        # Voters end with the process that forked them.
+        for end in self._ends.values():
+            if not end.done():
+                end.set_result(-signal.SIGKILL)
         self._started.put_nowait(None)
 
     async def start(

@@ -45,7 +45,7 @@ def main() -> int:
     options = arguments()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(2**32)
     # A plain kill has to leave no mount and no process behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         enter_own_mounts()
     except CannotCutPower as fault:
