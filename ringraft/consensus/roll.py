@@ -166,6 +166,7 @@ class Roll:
             formation_id=self.seat.formation_id,
             your_data_id=record.data_id if record is not None else "",
             your_incarnation=record.incarnation if record is not None else 0,
+            you_vote=record is not None and record.is_voter,
             knows_you=record is not None or not self.is_formed,
             applied_index=self.index,
             asks=asks,
@@ -190,8 +191,9 @@ class Roll:
             return True
         self._foreign.discard(peer_id)
         if said.has_met_log and self.seat.standing == Standing.FRESH:
-            self._sit(Seat(Standing.LEARNER), f"{peer_id} has a log already")
+            self._sit(Seat(Standing.LEARNER, since_start=self.own.incarnation), f"{peer_id} has a log already")
         self._compare_with(peer_id, said)
+        self._take_up_admission(peer_id, said)
         return before is None or (before.data_id, before.standing) != (said.data_id, said.standing)
 
     def is_foreign(self, peer_id: str) -> bool:
@@ -210,10 +212,28 @@ class Roll:
         elif not said.your_data_id:
             return
         elif said.your_data_id != own.data_id:
-            self._sit(self.seat._replace(standing=Standing.LEARNER), f"{peer_id} knows this node by another directory")
+            self._learn(own.incarnation, f"{peer_id} knows this node by another directory")
         elif said.your_incarnation > own.incarnation:
             known = f"{peer_id} knows incarnation {said.your_incarnation}, this is {own.incarnation}"
-            self._sit(self.seat._replace(standing=Standing.LEARNER), f"the directory is an old copy: {known}")
+            self._learn(said.your_incarnation, f"the directory is an old copy: {known}")
+
+    def _learn(self, known: int, reason: str) -> None:
+        """A member's copy counts no longer, until it is admitted in this start or in a later one than ``known``."""
+        self._sit(self.seat._replace(standing=Standing.LEARNER, since_start=known + 1), reason)
+
+    def _take_up_admission(self, peer_id: str, said: Introduce) -> None:
+        """Take the seat that the cluster gave this directory before an earlier start of it could.
+
+        The peer has applied the admission, so it is committed, and a majority without this directory holds it.
+        Waiting for the log to say so may be for ever: the first of two voters needs the other's vote to lead.
+        """
+        seat, own = self.seat, self.own
+        if seat.standing != Standing.LEARNER or not said.you_vote or said.your_data_id != own.data_id:
+            return
+        if seat.since_start <= said.your_incarnation <= own.incarnation:
+            formation_id = seat.formation_id or said.formation_id
+            seat = seat._replace(standing=Standing.MEMBER, since_index=said.applied_index, formation_id=formation_id)
+            self._sit(seat, f"{peer_id} knows that start {said.your_incarnation} of this directory was admitted")
 
     # The table
 
@@ -231,7 +251,7 @@ class Roll:
             if index > seat.since_index:
                 seat, reason = seat._replace(standing=Standing.REMOVED, since_index=index), f"entry {index} removed it"
         if seat.standing == Standing.FRESH:
-            seat = seat._replace(standing=Standing.LEARNER)
+            seat = seat._replace(standing=Standing.LEARNER, since_start=self.own.incarnation)
         if seat != self.seat:
             self._sit(seat, reason)
 

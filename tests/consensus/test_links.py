@@ -17,7 +17,7 @@ from ringraft.consensus.raft import RaftConsensus
 from ringraft.consensus.raft_config import RaftConfig
 from ringraft.consensus.replog import transport
 from ringraft.consensus.replog.codec import Message, TimeoutNow, encode
-from ringraft.consensus.replog.transport import HandshakeError, PeerLinks
+from ringraft.consensus.replog.transport import VERSION, HandshakeError, PeerLinks
 from ringraft.consensus.roll import Self
 from ringraft.state.model import Done
 from tests.consensus.raft_kit import Notes, note
@@ -165,11 +165,11 @@ async def raw(served: Served) -> aiohttp.ClientWebSocketResponse:
     [
         b"\xc1 garbage",
         msgpack.packb([1, 2]),
-        msgpack.packb({"version": 2}),
-        msgpack.packb({"version": 2, "cluster": "c", "from": "n2", "to": "n1", "nonce": b"short"}),
-        msgpack.packb({"version": 2, "cluster": "c", "from": "n9", "to": "n1", "nonce": b"n" * 16}),
-        msgpack.packb({"version": 2, "cluster": "c", "from": ["n2"], "to": "n1", "nonce": b"n" * 16}),
-        msgpack.packb({"version": 2, "cluster": "c", "from": "n2", "to": "n1", "nonce": b"n" * 16}),
+        msgpack.packb({"version": VERSION}),
+        msgpack.packb({"version": VERSION, "cluster": "c", "from": "n2", "to": "n1", "nonce": b"short"}),
+        msgpack.packb({"version": VERSION, "cluster": "c", "from": "n9", "to": "n1", "nonce": b"n" * 16}),
+        msgpack.packb({"version": VERSION, "cluster": "c", "from": ["n2"], "to": "n1", "nonce": b"n" * 16}),
+        msgpack.packb({"version": VERSION, "cluster": "c", "from": "n2", "to": "n1", "nonce": b"n" * 16}),
         msgpack.packb({"version": 9, "cluster": "c", "from": "n2", "to": "n1", "nonce": b"n" * 16}),
         b"x" * 100_000,
     ],
@@ -186,7 +186,7 @@ async def test_a_greeting_that_does_not_fit_ends_the_connection(one: Served, gre
 
 async def test_messages_before_the_proof_do_not_count(one: Served) -> None:
     dialled = await raw(one)
-    hello = {"version": 2, "cluster": "c", "from": "n2", "to": "n1", "address": "a:1", "nonce": b"n" * 16}
+    hello = {"version": VERSION, "cluster": "c", "from": "n2", "to": "n1", "address": "a:1", "nonce": b"n" * 16}
     await dialled.send_bytes(msgpack.packb(hello))
     assert "nonce" in msgpack.unpackb((await dialled.receive()).data)
     await dialled.send_bytes(encode(TimeoutNow(1)))

@@ -35,7 +35,7 @@ messages: st.SearchStrategy[Message] = st.one_of(
     st.builds(
         codec.Introduce,
         *(numbers, st.booleans(), texts, numbers, numbers, texts, texts, texts, numbers),
-        *(st.booleans(), numbers, st.booleans()),
+        *(st.booleans(), st.booleans(), numbers, st.booleans()),
     ),
 )
 INTRODUCE = codec._NUMBERS[codec.Introduce]
@@ -84,8 +84,11 @@ def test_a_message_that_is_cut_or_changed_is_a_wire_error_or_a_message(message: 
         ([3, 1, 1, 1, 1, [[1, b""]], 0], "an entry has a term"),
         ([3, 1, 1, 1, 1, [[-1, b"x"]], 0], "an entry has a term"),
         ([4, 1, 1, 1, 1, 1, 0], "Appended.matched is int"),
-        ([INTRODUCE, 1, True, "d" * 513, 1, 1, "", "", "", 1, True, 1, False], "Introduce.data_id has 513 characters"),
-        ([INTRODUCE, 1, True, b"d", 1, 1, "", "", "", 1, True, 1, False], "Introduce.data_id is bytes"),
+        (
+            [INTRODUCE, 1, True, "d" * 513, 1, 1, "", "", "", 1, True, True, 1, False],
+            "Introduce.data_id has 513 characters",
+        ),
+        ([INTRODUCE, 1, True, b"d", 1, 1, "", "", "", 1, True, True, 1, False], "Introduce.data_id is bytes"),
     ],
 )
 def test_what_does_not_fit_is_said(fields: Any, said: str) -> None:

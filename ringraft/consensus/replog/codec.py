@@ -128,6 +128,8 @@ class Introduce(NamedTuple):
     your_data_id: str
     """The receiver's directory, as the sender's table has it; empty: it has none."""
     your_incarnation: int
+    you_vote: bool
+    """The sender's table has the receiver as a voter."""
     knows_you: bool
     """False: the sender's log names who keeps it, and the receiver is not among them."""
     applied_index: int
@@ -184,7 +186,7 @@ _FIELD_TYPES: tuple[tuple[type, ...], ...] = (
     (int, int, int, bool),
     (int, int),
     (int, int, int),
-    (int, bool, str, int, int, str, str, str, int, bool, int, bool),
+    (int, bool, str, int, int, str, str, str, int, bool, bool, int, bool),
     (int, int, int),
     (int, int, bool),
 )

@@ -19,9 +19,9 @@ from ringraft.consensus.replog.recovery import JournalDamaged
 from ringraft.consensus.replog.segment import CRC
 
 SEAT_NAME = "seat"
-FORMAT_VERSION = 1
-SEAT = struct.Struct("<8sHHQH")
-"""magic, format version, standing, index, bytes of the formation id; then the id and a checksum."""
+FORMAT_VERSION = 2
+SEAT = struct.Struct("<8sHHQQH")
+"""magic, format version, standing, index, start, bytes of the formation id; then the id and a checksum."""
 SEAT_MAGIC = b"ringseat"
 
 
@@ -46,6 +46,8 @@ class Seat(NamedTuple):
     """The entry that gave it the standing; 0 for a founder. What others know as of an older one says nothing."""
     formation_id: str = ""
     """Of the log it has met; empty before that was applied."""
+    since_start: int = 0
+    """A learner's: an admission of this incarnation or a later one is its own: it kept all it promised since."""
 
 
 def read_seat(disk: Disk, directory: Path) -> Seat:
@@ -58,17 +60,18 @@ def read_seat(disk: Disk, directory: Path) -> Seat:
     body, crc = data[: -CRC.size], data[-CRC.size :]
     if len(body) < SEAT.size or crc != CRC.pack(crc32(body)):
         raise JournalDamaged(path, 0, "the seat's checksum is wrong")
-    magic, version, standing, index, size = SEAT.unpack_from(body)
+    magic, version, standing, index, since_start, size = SEAT.unpack_from(body)
     if magic != SEAT_MAGIC or version != FORMAT_VERSION or standing > max(Standing):
         raise JournalDamaged(path, 0, f"the seat has format {version}; this version reads {FORMAT_VERSION}")
     if len(body) != SEAT.size + size:
         raise JournalDamaged(path, 0, "the seat's length is wrong")
-    return Seat(Standing(standing), index, body[SEAT.size :].decode())
+    return Seat(Standing(standing), index, body[SEAT.size :].decode(), since_start)
 
 
 def write_seat(disk: Disk, directory: Path, seat: Seat) -> None:
     """Durable when this returns. Raises DiskFailed."""
     formation = seat.formation_id.encode()
-    body = SEAT.pack(SEAT_MAGIC, FORMAT_VERSION, seat.standing, seat.since_index, len(formation)) + formation
+    head = (SEAT_MAGIC, FORMAT_VERSION, seat.standing, seat.since_index, seat.since_start, len(formation))
+    body = SEAT.pack(*head) + formation
     with disk_failure(directory / SEAT_NAME, "write the seat"):
         create_durably(disk, directory / SEAT_NAME, body + CRC.pack(crc32(body))).close()

@@ -31,7 +31,7 @@ from ringraft.consensus.replog.codec import FRAME_BYTES_MAX, Message, WireError,
 logger = logging.getLogger(__name__)
 
 PATH = "/raft/connect"
-VERSION = 2
+VERSION = 3
 HELLO_BYTES_MAX = 4096
 HANDSHAKE_S = 2.0
 PING_S = 2.0

@@ -1,0 +1,52 @@
+"""Voters that come back in the middle of a change: none stays a learner, and none keeps the others from a majority."""
+
+from __future__ import annotations
+
+import pytest
+
+from ringraft.state.commands import AddLearner
+from ringraft.state.model import Done
+from tests.consensus.memory_disk import MemoryDisk
+from tests.consensus.raft_kit import cluster, run
+from tests.consensus.test_voters import add, admitted, change, standing, virtual
+
+
+@pytest.mark.parametrize("who", [("n2",), ("n1", "n2")])
+def test_the_second_voter_may_die_between_its_admission_and_taking_it_in(who: tuple[str, ...]) -> None:
+    """The table has two voters, and the only copy that counts is the first one's."""
+    run(second_voter(who))
+
+
+async def second_voter(who: tuple[str, ...]) -> None:
+    async with cluster(1) as c:
+        await c.write("a")
+        add(c, "n2")
+        await c.start("n2")
+        assert isinstance(await change(c, lambda basis: AddLearner("n2", "n2:1", basis)), Done)
+
+        def elsewhere() -> bool:
+            record = c.states["n1"].voter_table.voters["n2"]
+            return record.is_voter and standing(c, "n2") == "learner"
+
+        await c.until(elsewhere)
+        for name in who:
+            c.kill(name)
+        await c.start(*who)
+        await admitted(c, "n2")
+        await c.write("b")
+        assert await c.converged() == ["a", "b"]
+
+
+@virtual
+async def test_an_admission_of_before_a_log_was_lost_gives_no_seat() -> None:
+    """Somebody emptied n3's log and left the file that says who it is."""
+    async with cluster(3) as c:
+        await c.write("a")
+        await c.converged()
+        for _ in range(2):
+            c.kill("n3")
+            c.disks["n3"] = MemoryDisk()
+            await c.start("n3")
+            await c.until(lambda: standing(c, "n3") == "learner")
+            await admitted(c, "n3")
+        assert c.incarnations["n3"] == 3
