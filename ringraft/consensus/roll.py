@@ -247,6 +247,11 @@ class Roll:
         if record is not None and self._is_for_this_start(record):
             if seat.standing in (Standing.FRESH, Standing.LEARNER):
                 seat, reason = seat._replace(standing=Standing.MEMBER, since_index=index), f"entry {index} admitted it"
+        elif record is not None and not record.is_voter and seat.standing == Standing.MEMBER:
+            if index > seat.since_index:
+                # The leader admits learners only, and this one need not have seen the entry that removed it.
+                told = f"entry {index} finds it removed and added again"
+                seat, reason = seat._replace(standing=Standing.LEARNER, since_start=self.own.incarnation + 1), told
         elif record is None and before is not None and before.data_id == self.own.data_id:
             if index > seat.since_index:
                 seat, reason = seat._replace(standing=Standing.REMOVED, since_index=index), f"entry {index} removed it"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ringraft.state.commands import AddLearner
+from ringraft.consensus.raft_config import RaftConfig
+from ringraft.state.commands import AddLearner, RemoveVoter
 from ringraft.state.model import Done
 from tests.consensus.memory_disk import MemoryDisk
 from tests.consensus.raft_kit import cluster, run
@@ -50,3 +51,19 @@ async def test_an_admission_of_before_a_log_was_lost_gives_no_seat() -> None:
             await c.until(lambda: standing(c, "n3") == "learner")
             await admitted(c, "n3")
         assert c.incarnations["n3"] == 3
+
+
+@virtual
+async def test_a_voter_removed_and_added_while_it_was_away_is_admitted() -> None:
+    """Its directory has its seat, and it never sees the entry that removed it."""
+    async with cluster(3, config=RaftConfig(snapshot_entries=20)) as c:
+        await c.write("a")
+        await c.converged()
+        c.kill("n3")
+        assert isinstance(await change(c, lambda basis: RemoveVoter("n3", basis)), Done)
+        assert isinstance(await change(c, lambda basis: AddLearner("n3", "n3:1", basis)), Done)
+        for number in range(60):
+            await c.write(f"b{number}")
+        await c.until(lambda: all(node.first_index() > 30 for node in c.nodes.values()))
+        await c.start("n3")
+        await admitted(c, "n3")
