@@ -102,7 +102,7 @@ class Faults:
     def _hold_down(self, machines: Iterable[Machine], *, power: bool) -> Undo:
         held = list(machines)
         for machine in held:
-            machine.down += 1
+            machine.hold_down()
             if power:
                 machine.cut_power()
             else:
@@ -110,10 +110,7 @@ class Faults:
 
         def undo() -> None:
             for machine in held:
-                machine.down -= 1
-                if machine.down == 0:
-                    machine.restore_power()
-                machine.start()
+                machine.let_go()
 
         return undo
 
@@ -150,7 +147,7 @@ class Faults:
         process = machine.process
         if process is None or not process.is_ready:
             return
-        machine.down += 1
+        machine.hold_down()
         world = self._world
 
         async def stop() -> None:
@@ -161,13 +158,9 @@ class Faults:
         process.loop.create_task(stop())
 
         def start() -> None:
-            machine.down -= 1
             if machine.process is process:
                 machine.kill()
-            if machine.down == 0:
-                # A power cut that ended meanwhile has left this to whoever holds the machine down last.
-                machine.restore_power()
-            machine.start()
+            machine.let_go()
 
         world.after(for_s, start)
 

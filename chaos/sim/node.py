@@ -239,6 +239,17 @@ class Machine:
         self.world.graveyard.append(process)
         self.world.members_changed()
 
+    def hold_down(self) -> None:
+        """One more reason not to run; ``let_go`` takes it back."""
+        self.down += 1
+
+    def let_go(self) -> None:
+        """Whoever held it down last leaves it with power and a process, whatever ended meanwhile."""
+        self.down -= 1
+        if self.down == 0:
+            self.world.network.powered[self.node_id] = True
+        self.start()
+
     def wipe(self) -> None:
         """Another disk, empty: whoever starts on it is not who was here before."""
         assert self.process is None, "a disk is changed while nothing runs"
@@ -254,9 +265,6 @@ class Machine:
         self.world.network.powered[self.node_id] = False
         self.kill(refuses=False)
         self.disk.cut_power()
-
-    def restore_power(self) -> None:
-        self.world.network.powered[self.node_id] = True
 
 
 class Process:

@@ -286,13 +286,8 @@ class World:
         self.tell(machine.node_id, "died", "inside a disk operation")
         self.count("died_in_disk")
         machine.kill()
-        machine.down += 1
-
-        def come_back() -> None:
-            machine.down -= 1
-            machine.start()
-
-        self.after(max(RESTART_S[0], machine.dead_for_s), come_back)
+        machine.hold_down()
+        self.after(max(RESTART_S[0], machine.dead_for_s), machine.let_go)
 
     def after(self, delay_s: float, callback: Any, *args: Any) -> None:
         """Call something of the world's own, whatever stands still."""

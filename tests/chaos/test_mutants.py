@@ -58,15 +58,17 @@ SAMPLE = (
     "key_not_remembered",
     "lease_by_local_clock",
     "expiry_keeps_old_grant_alive",
-    "conflict_not_cut",
+    "term_not_kept",
 )
-"""Those that show within a few seeds of a few simulated seconds; ``python -m chaos.mutants run`` hunts for all."""
+"""Those that show within four seeds of 20 simulated seconds from each of three starts (0, 1000, 2000).
+
+Rarer ones, such as ``conflict_not_cut``, are for ``python -m chaos.mutants run``, which hunts for all."""
 
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_the_simulator_finds_it(name: str) -> None:
     with quiet():
-        catch = hunt(Hunt(name, first=0, seeds_max=25, seconds=20.0))
+        catch = hunt(Hunt(name, first=0, seeds_max=12, seconds=20.0))
     assert catch.rule is not None, f"{name} was not found in {catch.seeds} seeds"
 
 
