@@ -75,6 +75,9 @@ def test_the_last_voter_begins_again_with_all_it_had_and_grows_to_three(cluster:
 
     eventually(voters, timeout_s=30)
     eventually(lambda: cluster.get(lost[0], f"/work/item/{added}?consistency=stale").status == 200)
+    # The leader knows of their admission first; who has not heard of it yet could not elect another.
+    for name in lost:
+        eventually(lambda name=name: cluster.get(name, "/status").body["standing"] == "member")
     # One of three may die again.
     cluster.nodes[left].kill()
     assert eventually(lambda: cluster.get(lost[0], "/health").body["leader_id"] in lost)

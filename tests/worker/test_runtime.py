@@ -198,7 +198,7 @@ async def test_a_result_that_comes_too_late_is_dropped_with_a_line(
     cluster.grant("z", "w2")
     (tmp_path / "go").touch()
     await until(lambda: worker.status()["refused"] == 1)
-    assert worker.status()["spooled"] == 0
+    await until(lambda: worker.status()["spooled"] == 0)
     assert cluster.reports["complete"] == []
     assert "action=report_refused verb=complete work_id=z" in caplog.text
     assert "code=stale_token" in caplog.text
@@ -325,7 +325,7 @@ async def test_a_report_that_only_gets_faults_waits_by_itself_and_the_others_pas
     (held,) = worker.status()["held_reports"]
     assert (held["work_id"], held["verb"]) == ("a", "complete")
     assert "500" in held["error"]
-    assert worker.status()["spooled"] == 1
+    await until(lambda: worker.status()["spooled"] == 1)
     await until(lambda: worker.status()["held_reports"][0]["tries"] >= 3)
     cluster.broken.clear()
     await until(lambda: cluster.state("a") == "COMPLETED")
@@ -346,7 +346,7 @@ async def test_a_restarted_worker_does_not_wait_for_ever_for_a_report_that_nobod
     await again.start()
     cluster.add("b", "answer")
     await until(lambda: cluster.state("b") == "COMPLETED")
-    assert again.status()["spooled"] == 1
+    await until(lambda: again.status()["spooled"] == 1)
     cluster.broken.clear()
     await until(lambda: cluster.state("a") == "COMPLETED")
 
@@ -361,7 +361,7 @@ async def test_a_report_on_which_every_answer_breaks_off_is_not_the_next_one_to_
     await until(lambda: cluster.paths().count("/work/complete") == 1)
     cluster.add("b", "answer")
     await until(lambda: cluster.state("b") == "COMPLETED")
-    assert worker.status()["spooled"] == 1
+    await until(lambda: worker.status()["spooled"] == 1)
     cluster.breaks_off.clear()
     await until(lambda: cluster.state("a") == "COMPLETED")
 
