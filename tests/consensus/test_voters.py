@@ -13,6 +13,7 @@ from ringraft.consensus.base import ProposalError, Role
 from ringraft.consensus.enrolment import CatchUp
 from ringraft.consensus.opening import VoterRemoved
 from ringraft.consensus.raft_config import RaftConfig
+from ringraft.consensus.replog.codec import Chunk, ChunkTaken, Message
 from ringraft.consensus.replog.filter import Changes
 from ringraft.consensus.replog.recovery import JournalDamaged
 from ringraft.state.commands import AddLearner, RemoveVoter
@@ -513,3 +514,41 @@ async def test_a_change_that_a_snapshot_wiped_out_proves_nothing() -> None:
         assert log._changes.newest <= log.applied_index()
         with pytest.raises(ProposalError):
             await lost
+
+
+@virtual
+async def test_a_learner_removed_while_it_takes_a_snapshot_does_not_stop_the_leader() -> None:
+    async with cluster(3, config=RaftConfig(snapshot_entries=40, segment_bytes=4096)) as c:
+        for number in range(100):
+            await c.write(f"w{number}")
+        late: list[Message] = []
+
+        def hold(source: str, _target: str, message: Message) -> bool:
+            if source == "n4" and isinstance(message, ChunkTaken) and message.installed:
+                late.append(message)
+                return False
+            return True
+
+        c.network.tamper = hold
+        add(c, "n4")
+        await c.start("n4")
+        assert isinstance(await change(c, lambda basis: AddLearner("n4", "n4:1", basis)), Done)
+        await c.until(lambda: late)
+        leader = await c.leader()
+        assert isinstance(await change(c, lambda basis: RemoveVoter("n4", basis)), Done)
+        c.nodes[leader].on_messages("n4", late)
+        c.kill("n4")
+        await c.write("goes on")
+        assert await c.leader() == leader and not c.failures
+
+
+@virtual
+async def test_a_snapshot_from_whom_this_node_neither_knows_nor_reaches_stops_nobody() -> None:
+    """One that is away may be sent a snapshot by a leader that its old table does not name, on a link one way only."""
+    async with cluster(3) as c:
+        await c.write("a")
+        node = c.nodes[next(name for name in c.names if name != c.leader_now())]
+        node.on_messages("n9", [node._roll.introduction("n9", has_log=True)])
+        node.on_messages("n9", [Chunk(node._log.term() + 1, 100, 1, 1, 0, False, b"x")])
+        await c.write("b")
+        assert not c.failures and await c.converged() == ["a", "b"]

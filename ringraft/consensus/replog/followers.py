@@ -83,7 +83,9 @@ class Followers:
 
     def installed(self, peer_id: str, index: int) -> None:
         """A follower stands at the snapshot that ends at ``index``."""
-        progress = self.progress[peer_id]
+        progress = self.progress.get(peer_id)
+        if progress is None:
+            return  # it was removed while the snapshot was on its way
         progress.match_index = max(progress.match_index, index)
         progress.probe_from(progress.match_index + 1)
         self._send_to(peer_id, heartbeat=False)

@@ -213,6 +213,10 @@ class BareSyncObj(library.SyncObj):  # type: ignore[misc]
         """Bytes of the log on disk."""
         return self._journal.log_bytes
 
+    def durable_index(self) -> int:
+        """This node's own log survives a power cut up to here."""
+        return self._journal.synced_index
+
     def last_index(self) -> int:
         index: int = self._journal[-1][1]
         return index

@@ -138,10 +138,6 @@ class RaftLog(BareSyncObj):
         heard_s = self._agreed(self._clock.monotonic_s(), lambda progress: progress.last_contact_s or 0.0)
         return heard_s > since_s
 
-    def durable_index(self) -> int:
-        """This node's own log survives a power cut up to here."""
-        return self._journal.synced_index
-
     def _agreed(self, own: Value, of: Callable[[Progress], Value]) -> Value:
         """The largest value that a majority of the voters has reached: this node's ``own``, and each follower's."""
         counts = self._electorate.counts
@@ -396,11 +392,12 @@ class RaftLog(BareSyncObj):
             self._answered_round = message.round
 
     def hear_leader(self, peer_id: str, term: int) -> bool:
-        """Take ``peer_id`` for the leader of ``term``; False if that term is over."""
+        """Take ``peer_id`` for the leader of ``term``; False if that term is over, or nothing can be answered."""
         self._enter()
-        if term < self.term():
+        node = self._nodes.get(peer_id)
+        if node is None or term < self.term():
             return False
-        self._hear_leader(self._nodes[peer_id], term)
+        self._hear_leader(node, term)
         return True
 
     def _hear_leader(self, node: Node, term: int) -> None:
