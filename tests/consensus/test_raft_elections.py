@@ -7,7 +7,7 @@ import pytest
 
 from ringraft.consensus.base import Role
 from ringraft.consensus.replog.codec import PreVote, PreVoted, RequestVote
-from tests.consensus.raft_kit import Cluster, cluster, note, run
+from tests.consensus.raft_kit import Cluster, LoopClock, cluster, note, run
 from tests.consensus.test_raft import virtual
 
 ELECTION_MAX_S = 0.5
@@ -206,3 +206,36 @@ async def test_a_candidate_whose_term_is_behind_catches_up_and_wins() -> None:
         assert await c.converged() == ["a", "only two have it"]
         pending = c.nodes[best].propose(note("b"), deadline_s=1)
         await pending
+
+
+class StepsOver:
+    """A node's clock that passes ``at_s`` between the first look and the second."""
+
+    def __init__(self, clock: LoopClock, at_s: float) -> None:
+        self.clock, self.at_s, self.looks = clock, at_s, 0
+
+    def monotonic_s(self) -> float:
+        self.looks += 1
+        return self.at_s + (1e-6 if self.looks > 1 else -1e-6)
+
+    def monotonic_ms(self) -> int:
+        return int(self.monotonic_s() * 1000)
+
+    def wall_ms(self) -> int:
+        return self.clock.wall_ms()
+
+
+@virtual
+async def test_a_deadline_that_passes_in_the_middle_of_a_tick_lets_nobody_stand_without_pre_votes() -> None:
+    async with cluster(3) as c:
+        await c.write("a")
+        leader, before = await c.leader(), terms(c)
+        log = c.nodes[next(name for name in c.names if name != leader)]._log
+        clock = log._clock
+        assert isinstance(clock, LoopClock)
+        log._clock = StepsOver(clock, log.next_deadline_s())
+        log.tick()
+        log._clock = clock
+        assert (log.role(), {log.term()}) == (Role.FOLLOWER, before)
+        await asyncio.sleep(1)
+        assert (await c.leader(), terms(c)) == (leader, before)

@@ -214,8 +214,10 @@ class RaftLog(BareSyncObj):
 
     def tick(self) -> None:
         """Let due time-outs fire, commit what a majority holds, apply some of what is committed."""
-        self._enter()
-        if not self.is_leader() and self._SyncObj__raftElectionDeadline <= self._clock.monotonic_s():
+        now = self._clock.monotonic_s()
+        # The library gets the same instant: it would stand unasked at a deadline that passes between two looks.
+        Ambient.monotonic_s = lambda: now
+        if not self.is_leader() and self._SyncObj__raftElectionDeadline <= now:
             if self.is_behind():
                 self._SyncObj__applyLogEntries()
             if self.is_behind() or not self._electorate.may_stand():
@@ -228,7 +230,6 @@ class RaftLog(BareSyncObj):
         if self.is_leader():
             self._count()
         self._onTick(0)
-        now = self._clock.monotonic_s()
         if self._commit_notice_s is not None and now >= self._commit_notice_s:
             self._commit_notice_s = None
             if self.is_leader():
