@@ -97,7 +97,7 @@ class RaftConsensus:
         self._disk = disk
         self.meter = Meter(clock)
         self._links: Links = links or PeerLinks(
-            node_id=own.node_id, address=own.address, cluster_id=cluster_id, secret=secret
+            node_id=own.node_id, address=own.address, cluster_id=cluster_id, secret=secret, configured=self._voters
         )
         self._roll: Roll
         self._enrolment: Enrolment

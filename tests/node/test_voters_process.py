@@ -163,3 +163,23 @@ async def test_a_voter_is_found_at_its_new_address(tmp_path: Path) -> None:
         await eventually_some(is_known)
         assert await add(cluster, "n2", "b")
         await agree(cluster)
+
+
+async def test_voters_that_have_all_moved_find_each_other(tmp_path: Path) -> None:
+    """The log knows where each of them was; the configuration says where they are."""
+    async with Cluster(tmp_path) as cluster:
+        await cluster.leader()
+        assert await add(cluster, "n1", "a")
+        await agree(cluster)
+        for voter in cluster.voters.values():
+            voter.kill()
+        addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
+        peers = ",".join(f"{name}={address}" for name, address in zip(cluster.voters, addresses, strict=True))
+        for name, address in zip(list(cluster.voters), addresses, strict=True):
+            cluster.voters[name] = VoterProcess(tmp_path, name, address, peers)
+            cluster.voters[name].start()
+        for voter in cluster.voters.values():
+            voter.wait_ready()
+        assert await eventually_some(lambda: add(cluster, "n1", "b"))
+        await agree(cluster)
+        assert await held(cluster, "n3") == {"a", "b"}

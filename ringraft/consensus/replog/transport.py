@@ -43,6 +43,8 @@ BATCH_BYTES = 1024 * 1024
 """Messages that wait together travel in one WebSocket message of about this size."""
 WAITING_BYTES_MAX = 64 * 1024 * 1024
 """A link that falls further behind is closed: the peer catches up from the log when it is back."""
+CONFIGURED_EVERY = 4
+"""Of so many dials in vain, the last goes to where the configuration has the peer, if that is elsewhere."""
 GUESTS_MAX = 16
 """Peers linked that this node does not know; each has proven that it belongs to the cluster."""
 ADDRESS_CHARS_MAX = 300
@@ -98,9 +100,14 @@ class HandshakeError(Exception):
 class Outgoing:
     """The link to one peer: frames that wait, and the task that dials and sends."""
 
-    def __init__(self, peer_id: str, address: str) -> None:
+    def __init__(self, peer_id: str, address: str, configured: str) -> None:
         self.peer_id = peer_id
         self.address = address
+        self.configured = configured
+        """Where the configuration has it: all voters may have moved, and the log knows where each of them was."""
+        self.dialled = address
+        self.dials = 0
+        """In vain, since it was linked last."""
         self.is_up = False
         self.dialling: asyncio.Task[None] | None = None
         self.refused = ""
@@ -113,9 +120,11 @@ class Outgoing:
         self._bytes = 0
         self._more = asyncio.Event()
 
-    @property
-    def url(self) -> str:
-        return f"http://{self.address}{PATH}"
+    def next_url(self) -> str:
+        """Where to dial now."""
+        self.dials += 1
+        self.dialled = self.configured if self.dials % CONFIGURED_EVERY == 0 else self.address
+        return f"http://{self.dialled}{PATH}"
 
     def put(self, frame: bytes) -> bool:
         """Queue a frame; False when the link is too far behind."""
@@ -160,9 +169,19 @@ class Incoming:
 class PeerLinks:
     """Links over the node's one REST port."""
 
-    def __init__(self, *, node_id: str, address: str, cluster_id: str, secret: RevealsSecret | None) -> None:
-        """``address`` is where others reach this node; it travels in every greeting."""
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        address: str,
+        cluster_id: str,
+        secret: RevealsSecret | None,
+        configured: Mapping[str, str] | None = None,
+    ) -> None:
+        """``address`` is where others reach this node; it travels in every greeting. ``configured`` says where
+        peers may be as well that are not at the address followed."""
         self._node_id = node_id
+        self._configured = dict(configured or {})
         self._address = address
         self._peers: dict[str, str] = {}
         """As followed last: what a peer says of its address since then goes before."""
@@ -208,7 +227,7 @@ class PeerLinks:
                 self._move(link, address)
 
     def _link_with(self, peer_id: str, address: str) -> None:
-        self._outgoing[peer_id] = link = Outgoing(peer_id, address)
+        self._outgoing[peer_id] = link = Outgoing(peer_id, address, self._configured.get(peer_id, address))
         link.dialling = asyncio.create_task(self._stay_linked(link), name=f"raft-link-{peer_id}")
 
     def _drop(self, peer_id: str) -> None:
@@ -227,7 +246,7 @@ class PeerLinks:
             self._node_id, link.peer_id, link.address, address,
         )  # fmt: skip
         link.address = address
-        if link.sending is not None:
+        if link.sending is not None and link.dialled != address:
             link.sending.cancel()
         link.redial.set()
 
@@ -259,7 +278,7 @@ class PeerLinks:
                 await self._dial(link)
                 pause_s = REDIAL_FIRST_S
             except aiohttp.ClientConnectorError as error:
-                if isinstance(error.os_error, ConnectionRefusedError):
+                if isinstance(error.os_error, ConnectionRefusedError) and link.dialled == link.address:
                     self._listener.on_refused(link.peer_id)
                 pause_s = min(pause_s * 2, REDIAL_MAX_S)
             except HandshakeError as error:
@@ -284,13 +303,13 @@ class PeerLinks:
         assert self._session is not None
         async with asyncio.timeout(HANDSHAKE_S):
             socket = await self._session.ws_connect(
-                link.url, compress=0, heartbeat=PING_S, max_msg_size=HELLO_BYTES_MAX, autoclose=True
+                link.next_url(), compress=0, heartbeat=PING_S, max_msg_size=HELLO_BYTES_MAX, autoclose=True
             )
         try:
             async with asyncio.timeout(HANDSHAKE_S):
                 await self._prove_dialling(socket, link.peer_id)
             link.clear()
-            link.is_up, link.refused = True, ""
+            link.is_up, link.refused, link.dials = True, "", 0
             logger.info("link up action=link_up node=%s peer=%s", self._node_id, link.peer_id)
             self._listener.on_link(link.peer_id, True)
             if link.is_up:
