@@ -6,7 +6,7 @@ import random
 import pytest
 
 from ringraft.consensus.base import Role
-from ringraft.consensus.replog.codec import PreVote, PreVoted, RequestVote
+from ringraft.consensus.replog.codec import PreVote, PreVoted, RequestVote, TimeoutNow
 from tests.consensus.raft_kit import Cluster, LoopClock, cluster, note, run
 from tests.consensus.test_raft import virtual
 
@@ -238,4 +238,33 @@ async def test_a_deadline_that_passes_in_the_middle_of_a_tick_lets_nobody_stand_
         log._clock = clock
         assert (log.role(), {log.term()}) == (Role.FOLLOWER, before)
         await asyncio.sleep(1)
+        assert (await c.leader(), terms(c)) == (leader, before)
+
+
+@virtual
+async def test_who_is_to_stand_and_has_no_link_waits_quietly_and_deposes_nobody_when_it_is_back() -> None:
+    async with cluster(3) as c:
+        await c.write("a")
+        leader, before = await c.leader(), terms(c)
+        away = next(name for name in c.names if name != leader)
+        node = c.nodes[away]
+        c.network.cut = {(one, other) for one in c.names for other in c.names if away in (one, other)}
+        node.on_messages(leader, [TimeoutNow(node.status().epoch.number)])
+        for name in c.names:
+            node._links.look(name)  # type: ignore[attr-defined]
+        steps, step = 0, node._pace._do_step
+
+        def count(late_s: float) -> None:
+            nonlocal steps
+            steps += 1
+            step(late_s)
+
+        node._pace._do_step = count
+        await asyncio.sleep(5)
+        assert steps < 60, "it wakes for its time-outs only"
+        c.network.heal()
+        await asyncio.sleep(1)
+        c.network.keep_sent = True
+        await asyncio.sleep(1)
+        assert not any(isinstance(message, PreVote) for _, _, message in c.network.sent), "it hears the leader"
         assert (await c.leader(), terms(c)) == (leader, before)

@@ -111,6 +111,8 @@ class Election:
     def ask(self) -> None:
         """The election time-out has passed: would a majority vote for this node?"""
         log = self._log
+        # What was granted or asked before is over: this node has waited since, or was linked to nobody.
+        self._may_stand_in = self._asked_to_stand_in = 0
         self._term, self._granted = log.term() + 1, set()
         last_term, last_index = log.last_entry()
         frame = encode(PreVote(self._term, last_index, last_term))

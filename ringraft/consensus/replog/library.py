@@ -246,6 +246,10 @@ class BareSyncObj(library.SyncObj):  # type: ignore[misc]
         node = self._nodes.get(peer_id)
         return node is not None and node in self._SyncObj__connectedNodes
 
+    def is_linked_at_all(self) -> bool:
+        """Whether the library's election can begin: it needs a link, unless there is nobody else."""
+        return bool(self._SyncObj__connectedToAnyone())
+
     def term_begun(self) -> bool:
         """This node leads and has applied everything that earlier leaders left."""
         return self.is_leader() and self.applied_index() >= self._SyncObj__noopIDx

@@ -223,8 +223,9 @@ class RaftLog(BareSyncObj):
             if self.is_behind() or not self._electorate.may_stand():
                 # Its table of voters may be an old one, or it is no voter: it has no election to stand for.
                 self.wait_anew()
-            elif not self._election.may_stand(self.term() + 1):
+            elif not self._election.may_stand(self.term() + 1) or not self.is_linked_at_all():
                 self.wait_anew()
+                self._SyncObj__transferInProgress = False  # heartbeats put the next time-out off again
                 self._election.ask()
         self._election.answer_refused()
         if self.is_leader():
