@@ -6,7 +6,7 @@ import random
 import pytest
 
 from ringraft.consensus.base import Role
-from ringraft.consensus.replog.codec import PreVote, PreVoted, RequestVote, TimeoutNow
+from ringraft.consensus.replog.codec import PreVote, PreVoted, RequestVote, TimeoutNow, Vote
 from tests.consensus.raft_kit import Cluster, LoopClock, cluster, note, run
 from tests.consensus.test_raft import virtual
 
@@ -268,3 +268,19 @@ async def test_who_is_to_stand_and_has_no_link_waits_quietly_and_deposes_nobody_
         await asyncio.sleep(1)
         assert not any(isinstance(message, PreVote) for _, _, message in c.network.sent), "it hears the leader"
         assert (await c.leader(), terms(c)) == (leader, before)
+
+
+@virtual
+async def test_a_candidate_that_learns_that_its_directory_is_an_old_one_does_not_win() -> None:
+    async with cluster(3) as c:
+        await c.write("a")
+        c.kill(await c.leader())
+        c.network.tamper = lambda _source, _target, message: not isinstance(message, Vote | RequestVote)
+        await c.until(lambda: any(node.status().role is Role.CANDIDATE for node in c.nodes.values()))
+        candidate = next(node for node in c.nodes.values() if node.status().role is Role.CANDIDATE)
+        other = next(node for node in c.nodes.values() if node is not candidate)
+        said = other._roll.introduction(candidate.status().node_id, has_log=True)
+        term = candidate.status().epoch.number
+        known = said._replace(your_data_id="the directory it has lost", applied_index=said.applied_index + 1000)
+        candidate.on_messages(other.status().node_id, [known, Vote(term)])
+        assert (candidate.status().standing, candidate.status().role) == ("learner", Role.CANDIDATE)

@@ -252,7 +252,7 @@ class RaftLog(BareSyncObj):
                 self._take_entries(node, message)
             case Appended():
                 self._take_answer(node, message)
-            case RequestVote() | PreVote() | TimeoutNow() if not self._electorate.may_vote():
+            case RequestVote() | Vote() | PreVote() | TimeoutNow() if not self._electorate.may_vote():
                 logger.info("has no vote action=no_vote node=%s asked_by=%s", self.node_id, peer_id)
             case RequestVote(term, last_index, last_term, is_asked_to):
                 if is_asked_to or not self.has_live_leader():
