@@ -27,6 +27,9 @@ FAULTS_MAX = 100
 SHOWN_CHARS_MAX = 60
 """How much of a wrong value a message repeats."""
 
+PATTERN_SHOWN_MAX = 40
+"""A longer pattern explains nothing to people: the words for it do."""
+
 ID_CHARS_MAX = 64
 NODE_ID_CHARS_MAX = 48
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -112,7 +115,7 @@ class String:
         elif len(value) < self.min_chars:
             faults.append(Fault(pointer, f"has {len(value)} characters, the least is {self.min_chars}"))
         elif not self.predicate()(value):
-            form = f" (it must match {self.pattern})" if self.pattern else ""
+            form = f" (it must match {self.pattern})" if 0 < len(self.pattern or "") <= PATTERN_SHOWN_MAX else ""
             faults.append(Fault(pointer, f"{shown(value)} is not {self.what}{form}"))
 
     def json_schema(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ ADDRESS_CHARS_MAX = 261
 """The longest host name, a colon and a port."""
 PORT_PATTERN = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 ADDRESS_PATTERN = rf"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*):{PORT_PATTERN}$"
+ADDRESS_FORM = "host:port, with a port from 1 to 65535"
 ID = {"id": Field(NODE_ID, "A node's id.")}
 WAIT = {"wait_s": Field(Number(0, WAIT_S_MAX), "Answer when it votes, or after this long.", refers=True)}
 
@@ -127,11 +128,27 @@ async def remove(call: Call) -> Reply:
         except (Unavailable, Indeterminate) as error:
             raise Problem("conflict", f"{node_id} leads and could not hand over: {error}") from None
         log.info("handed over before leaving action=member_hand_over node=%s to=%s", node_id, following)
+    _refuse_standstill(call, node_id)
     outcome = await _change(call, lambda basis: RemoveVoter(node_id, basis), passed)
     if isinstance(outcome, Reply):
         return outcome
     log.info("a node was removed action=member_remove node=%s by=%s", node_id, call.principal.name)
     return Reply({"status": "removed", "node_id": node_id, "index": outcome.value["index"]})
+
+
+def _refuse_standstill(call: Call, node_id: str) -> None:
+    """Those who are left must be able to decide, or nothing could ever be changed again. Asked at the leader."""
+    voters = {one.node_id.lower(): one.node_id for one in call.node.replica.voter_table.voters.values() if one.is_voter}
+    if call.service.status().role is not LogRole.LEADER or voters.pop(node_id.lower(), None) is None or not voters:
+        return
+    silent = sorted(left for left in voters.values() if not progress_of(call, left)[2])
+    needed = len(voters) // 2 + 1
+    if len(voters) - len(silent) < needed:
+        raise Problem(
+            "conflict",
+            f"without {node_id} the voters are {', '.join(sorted(voters.values()))}: {needed} must answer, and "
+            f"{', '.join(silent)} cannot be reached now; start or remove those first",
+        )
 
 
 def routes() -> list[Route]:
@@ -177,7 +194,7 @@ def routes() -> list[Route]:
         "changed_index": 3,
     }
     body = Object(
-        {"address": Field(String(ADDRESS_CHARS_MAX, 3, ADDRESS_PATTERN, "host:port"), "Where it is reached.",
+        {"address": Field(String(ADDRESS_CHARS_MAX, 3, ADDRESS_PATTERN, ADDRESS_FORM), "Where it is reached.",
                           required=True)}
     )  # fmt: skip
     return [
@@ -195,5 +212,5 @@ def routes() -> list[Route]:
                               shape({"status": TEXT, "node_id": TEXT, "index": COUNT}),
                               {"status": "removed", "node_id": "n3", "index": 46})],
               problems=("conflict", "not_found"), path_fields=ID, writes=True,
-              doc="A leader hands over first; the last voter stays."),
+              doc="A leader hands over first. The last voter stays, and one without whom too few would answer."),
     ]  # fmt: skip

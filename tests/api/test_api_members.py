@@ -53,6 +53,34 @@ async def test_an_address_that_nobody_can_dial_is_refused(address: object) -> No
         assert (status, body["code"]) == (422, "invalid_field")
 
 
+async def test_an_address_that_is_none_is_told_in_words() -> None:
+    async with one_node() as node, Asker(node) as asker:
+        _, body, _ = await asker.post("/raft/members/n2", {"address": "n2:99999"})
+        assert body["detail"] == "/address 'n2:99999' is not host:port, with a port from 1 to 65535"
+
+
+async def test_a_voter_stays_without_whom_too_few_would_answer() -> None:
+    cluster = FakeCluster()
+    nodes: list[FakeNode] = [await cluster.add_node(name) for name in ("n1", "n2", "n3")]
+    try:
+        cluster.lead("n1")
+        cluster.form()
+        cluster.is_connected = False
+        async with Asker(nodes[0]) as asker:
+            status, body, _ = await asker.ask("DELETE", "/raft/members/n2")
+            assert (status, body["code"]) == (409, "conflict")
+            assert body["detail"] == (
+                "without n2 the voters are n1, n3: 2 must answer, and n3 cannot be reached now; "
+                "start or remove those first"
+            )
+            assert sorted(nodes[0].replica.machine.tables.voters) == ["n1", "n2", "n3"]
+            cluster.is_connected = True
+            status, body, _ = await asker.ask("DELETE", "/raft/members/N2")
+        assert status == 200, body
+    finally:
+        await cluster.close()
+
+
 async def test_a_leader_that_is_removed_hands_over_first() -> None:
     cluster = FakeCluster()
     nodes: list[FakeNode] = [await cluster.add_node(name) for name in ("n1", "n2")]
