@@ -298,3 +298,13 @@ async def test_closing_a_stream_ends_what_waits() -> None:
             await future
         with pytest.raises(Unreachable, match="closed"):
             stream.call("add", {})
+
+
+def test_an_error_says_each_fault_once() -> None:
+    fault = {"pointer": "/address", "message": "is none"}
+    other = {"pointer": "/wait_s", "message": "is 61"}
+    assert (
+        str(ApiError(422, {"code": "c", "detail": "/address is none", "errors": [fault]})) == "422 c: /address is none"
+    )
+    told = str(ApiError(422, {"code": "c", "detail": "/address is none (and 1 more)", "errors": [fault, other]}))
+    assert told == "422 c: /address is none (and 1 more) (/wait_s: is 61)"

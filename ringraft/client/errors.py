@@ -34,7 +34,9 @@ class ApiError(ClientError):
         self.errors: list[dict[str, str]] = problem.get("errors") or []
         self.retryable: bool = problem.get("retryable") is True
         self.outcome = problem.get("outcome") or "unknown"
-        where = "; ".join(f"{e.get('pointer')}: {e.get('message')}" for e in self.errors)
+        # A detail that gives its faults need not be followed by them.
+        unsaid = [e for e in self.errors if str(e.get("message")) not in self.detail]
+        where = "; ".join(f"{e.get('pointer')}: {e.get('message')}" for e in unsaid)
         super().__init__(f"{status} {self.code}: {self.detail}" + (f" ({where})" if where else ""))
 
     @property
