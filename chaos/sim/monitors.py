@@ -51,7 +51,8 @@ class Ledger:
     def __init__(self, break_promise: Callable[[str, str], None]) -> None:
         self._break = break_promise
         self._tracks: dict[str, Track] = {}
-        self._keys: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._keys: dict[tuple[str, str], dict[str, Track]] = {}
+        """The items that each key made, in order: themselves, not others of their names."""
         self._limits = Limits()
         self.completed = 0
         self.added = 0
@@ -82,12 +83,16 @@ class Ledger:
                     self._keyed((command.key.principal, command.key.key), made)
 
     def _keyed(self, key: tuple[str, str], work_ids: tuple[str, ...]) -> None:
-        known = self._keys.setdefault(key, work_ids)
-        if known == work_ids:
+        """A key lives as long as one item that it made is held; after that its repeat is a new add."""
+        known = self._keys.get(key, {})
+        if any(self._tracks.get(work_id) is track for work_id, track in known.items()):
+            if tuple(known) != work_ids:
+                self._break("key_twice", f"the key {key[1]} of {key[0]} made {tuple(known)} and later {work_ids}")
             return
-        if any(work_id in self._tracks for work_id in known):
-            self._break("key_twice", f"the key {key[1]} of {key[0]} made {known} and later {work_ids}")
-        self._keys[key] = work_ids
+        gone = [work_id for work_id in work_ids if work_id not in self._tracks]
+        if gone:
+            self._break("key_outlived", f"the key {key[1]} of {key[0]} still answers {gone[0]}, and nothing is held")
+        self._keys[key] = {work_id: self._tracks[work_id] for work_id in work_ids}
 
     def _renewed(self, outcome: Done, log_ms: int) -> None:
         for lease in outcome.value["leases"]:
