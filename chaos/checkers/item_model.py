@@ -4,8 +4,9 @@ It follows the REST contract, not the product's code. Time is not part of it: a 
 out may do so at any moment (``by_itself``); whether it was too early is for ``leases`` to say. So a
 state has several successors, and an operation fits when one of them gives the answer it got.
 
-A claim whose answer was lost may have granted a lease under a token that nobody was told: such a
-token is ``GUESS``, and all that is known of it is that it lies above ``floor``.
+A claim whose answer was lost may have granted a lease under a token that nobody was told, and so may
+one whose answer leaves out a lease that had ended by then: such a token is ``GUESS``, and all that is
+known of it is that it lies above ``floor``.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ Step = tuple[ItemState, str]
 
 
 def by_itself(at: ItemState, spec: Spec, may_be_granted: bool) -> Iterator[ItemState]:
-    """Where time, other items and lost claims may take the item. ``may_be_granted``: a lost claim was sent."""
+    """Where time, other items and claims may take the item. ``may_be_granted``: by one that does not tell it."""
     if at.is_retired:
         return
     if at.state == "PENDING":

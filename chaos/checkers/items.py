@@ -8,7 +8,7 @@ from math import inf
 
 from chaos.checkers.history import FinalState, History, Op, Violation
 from chaos.checkers.item_model import Event, ItemState, by_itself, fits
-from chaos.checkers.life import Life, lives
+from chaos.checkers.life import Life, UntoldGrants, lives
 from chaos.checkers.linearizability import VISITS_MAX, Model, Verdict, check, first_misfit
 from chaos.checkers.run import WHOLE, Run
 
@@ -27,13 +27,13 @@ class Judgement:
     """Of them those that took more work than the bound, or whose item's fields nobody ever saw."""
 
 
-def model_of(life: Life, lost_claim_s: float) -> Model:
-    """How this item may behave. A claim lost before the present moment may have granted it."""
+def model_of(life: Life, untold: UntoldGrants) -> Model:
+    """How this item may behave. A claim that does not tell all it did may have granted it."""
     spec = life.spec
     return Model(
         ItemState(),
         lambda at, event: fits(at, event, spec),
-        lambda at, until_s: by_itself(at, spec, lost_claim_s <= until_s),
+        lambda at, since_s, until_s: by_itself(at, spec, untold.may_be_between(since_s, until_s)),
     )
 
 
@@ -42,13 +42,13 @@ def judge(
 ) -> Judgement:
     """Whether the history of each item is linearizable, final reads included."""
     found = Judgement()
-    by_id, lost_claim_s = lives(history, finals, run)
+    by_id, untold = lives(history, finals, run)
     for life in by_id.values():
         found.histories += 1
         if not life.is_known:
             found.undecided += 1
             continue
-        model = model_of(life, lost_claim_s)
+        model = model_of(life, untold)
         verdict = check(model, life.events, visits_max)
         if verdict is Verdict.UNDECIDED:
             found.undecided += 1

@@ -1,15 +1,17 @@
 """The history of each work item: what every operation meant to it.
 
 Items are independent as far as their answers go, so a history is judged one item at a time. What
-reaches over to others enters as what *may* happen: a lost claim may have granted any item, a group's
+reaches over to others enters as what *may* happen: a claim may have granted any item untold, a group's
 cancel takes each of its members, a dependency's end unblocks at some time.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import inf
 from typing import Any
 
@@ -50,8 +52,38 @@ def canonical(result: Any) -> str | None:
     return None if result is None else json.dumps(result, sort_keys=True, separators=(",", ":"))
 
 
-def lives(history: History, finals: Iterable[FinalState] = (), run: Run = WHOLE) -> tuple[dict[str, Life], float]:
-    """The life of every item the history names, and when the first claim was lost (infinite: none)."""
+class UntoldGrants:
+    """When a claim may have granted items that its answer does not name.
+
+    A lost one at any time from its call on. One that was answered with fewer items than it asked for,
+    while it was under way: an answer names what is still leased when it is made, and a lease that was
+    cancelled or taken back by then is left out.
+    """
+
+    def __init__(self, claims: Iterable[Op]) -> None:
+        spans = sorted(span for op in claims if (span := _untold(op)) is not None)
+        self._begins_s = [begin_s for begin_s, _ in spans]
+        self._ends_s = list(accumulate((end_s for _, end_s in spans), max))
+        """The latest end of those that began so early or earlier."""
+
+    def may_be_between(self, since_s: float, until_s: float) -> bool:
+        count = bisect_right(self._begins_s, until_s)
+        return count > 0 and self._ends_s[count - 1] >= since_s
+
+
+def _untold(claim: Op) -> tuple[float, float] | None:
+    if claim.ending is Ending.UNKNOWN:
+        return claim.invoked_s, inf
+    if not claim.is_done or len(granted(claim)) >= claim.args.get("max_items", 1):
+        return None
+    assert claim.returned_s is not None
+    return claim.invoked_s, claim.returned_s
+
+
+def lives(
+    history: History, finals: Iterable[FinalState] = (), run: Run = WHOLE
+) -> tuple[dict[str, Life], UntoldGrants]:
+    """The life of every item the history names, and when claims may have granted it without telling."""
     finals = tuple(finals)
     split = _Split(history, run)
     split.learn(finals)
@@ -60,7 +92,7 @@ def lives(history: History, finals: Iterable[FinalState] = (), run: Run = WHOLE)
     for state in finals:
         split.take_final(state)
     split.explain_nameless()
-    return split.lives, split.lost_claim_s
+    return split.lives, UntoldGrants(history.of("claim"))
 
 
 class _Split:
@@ -68,7 +100,6 @@ class _Split:
 
     def __init__(self, history: History, run: Run) -> None:
         self.lives: dict[str, Life] = {}
-        self.lost_claim_s = inf
         self._run = run
         self._groups: dict[str, set[str]] = {}
         self._names: dict[str, list[str]] = {}
@@ -84,8 +115,6 @@ class _Split:
         for op in history:
             if op.key is not None and op.is_done and op.verb in ("add", "add_batch"):
                 self._names.setdefault(op.key, [name for name, _, _ in born(op)])
-            if op.verb == "claim" and op.ending is Ending.UNKNOWN:
-                self.lost_claim_s = min(self.lost_claim_s, op.invoked_s)
             for name, token, _ in completions(op):
                 self._completing_s.setdefault((name.lower(), token), op.invoked_s)
             self._learn_groups(op)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from math import inf
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 VISITS_MAX = 200_000
@@ -33,14 +34,14 @@ S = TypeVar("S")
 
 
 class Model(NamedTuple):
-    """How an object behaves: ``fits(state, operation)`` and ``by_itself(state, until_s)`` give next states.
+    """How an object behaves: ``fits(state, operation)`` and ``by_itself(state, since_s, until_s)`` give next states.
 
-    ``until_s`` is the latest time that the present moment can be.
+    ``since_s`` and ``until_s`` are the earliest and the latest time that the present moment can be.
     """
 
     start: Any
     fits: Callable[[Any, Any], Iterable[Any]]
-    by_itself: Callable[[Any, float], Iterable[Any]]
+    by_itself: Callable[[Any, float, float], Iterable[Any]]
 
 
 class Verdict(StrEnum):
@@ -71,14 +72,16 @@ def check(model: Model, events: Sequence[E], visits_max: int = VISITS_MAX) -> Ve
 
 def _next(model: Model, ordered: Sequence[E], certain: int, taken: int, state: Any) -> list[tuple[int, Any]]:
     """Where one step leads, the most likely last, because the stack takes it first."""
-    until_s = float("inf")
+    until_s = inf
     for number, event in enumerate(ordered):
         if event.invoked_s > until_s:
             break
         if certain >> number & 1 and not taken >> number & 1:
             until_s = min(until_s, event.returned_s)
+    # They lie in the order of their calls, so of what was taken the last one was called last.
+    since_s = ordered[taken.bit_length() - 1].invoked_s if taken else -inf
     likely: list[tuple[int, Any]] = []
-    doubtful: list[tuple[int, Any]] = [(taken, after) for after in model.by_itself(state, until_s)]
+    doubtful: list[tuple[int, Any]] = [(taken, after) for after in model.by_itself(state, since_s, until_s)]
     for number, event in enumerate(ordered):
         if event.invoked_s > until_s:
             break

@@ -43,7 +43,7 @@ def judge(history: History, visits_max: int = VISITS_MAX) -> Judgement:
     for unique_key, events in _events(history).items():
         found.histories += 1
         # A free key may be taken by itself only by operations in the history, so nothing happens by itself.
-        model = Model("", fits, lambda live, until_s: ())
+        model = Model("", fits, lambda live, since_s, until_s: ())
         verdict = check(model, events, visits_max)
         if verdict is Verdict.UNDECIDED:
             found.undecided += 1
