@@ -339,3 +339,21 @@ def test_killed_between_a_durable_snapshot_and_the_log_that_follows_it(death: st
             seen.add("installed" if what == "installed" else "between")
         goes_on(journal, disk)
     assert seen == {"old", "between", "installed"}
+
+
+def test_a_snapshot_renamed_by_a_process_that_died_is_durable_before_the_log_forgets_what_it_covers() -> None:
+    disk = MemoryDisk()
+    journal = Life(disk).boot()
+    journal.setCurrentTerm(1, None)
+    for index in range(1, 10):
+        journal.add(b"entry", index, 1)
+    journal.sync()
+    writer = SnapshotStore(SNAPSHOTS, disk=disk).receive(30, 1, 1, b"", command=b"installed 30")
+    writer.write(b"state")
+    disk.die_at, disk.death = disk.operations + 4, "before"
+    with pytest.raises(Died):
+        writer.commit()
+    assert disk.log[-2:] == ["replace", "sync_directory"]
+    disk = disk.after_kill()
+    assert Life(disk).boot().first_index == 29, "the log begins anew at the snapshot"
+    assert Life(disk.after_power_cut()).boot().first_index == 29

@@ -154,7 +154,7 @@ def test_a_failing_disk_ends_a_snapshot_and_leaves_the_last() -> None:
         operations += 1
         disk = MemoryDisk.holding(contents)
         store = SnapshotStore(DIRECTORY, disk=disk)
-        disk.fail_at = operations
+        disk.fail_at = disk.operations + operations
         try:
             write(store, 20)
         except DiskFailed:

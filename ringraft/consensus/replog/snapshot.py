@@ -191,6 +191,9 @@ class SnapshotStore:
         self._damaged: set[str] = set()
         with disk_failure(directory, "open"):
             disk.make_directory(directory)
+            # The process that renamed a snapshot may have died before it synced the directory, and the log is
+            # about to forget what the snapshot covers.
+            disk.sync_directory(directory)
             for name in disk.names(directory):
                 if name.endswith(TEMPORARY_SUFFIX):
                     disk.remove(directory / name)
