@@ -56,9 +56,9 @@ async def status(target: Target, watch: bool, every: float) -> int:
 
 async def look(client: Client) -> Answer:
     """The cluster, its work, its peers and the newest events in one."""
-    cluster, work, peers = await asyncio.gather(
-        cluster_status(client), client.get("/work/status"), client.get("/peers")
-    )
+    cluster, work = await asyncio.gather(cluster_status(client), client.get("/work/status"))
+    # Of whom the status is: a node that has started only now has not heard of every worker yet.
+    peers = await _asked_at(client, cluster.get("url"), "/peers") or await client.get("/peers")
     listed = peers["items"] if isinstance(peers, dict) else peers
     events = await client.get("/events", params={"since": 0, "wait_s": 0})
     return {"status": cluster, "work": work, "peers": listed, "events": events["items"][-EVENTS_SHOWN:]}
@@ -71,10 +71,16 @@ async def cluster_status(client: Client) -> Answer:
     url = next((voter["url"] for voter in cluster["voters"] if voter["node_id"] == leader_id), None)
     if url is None or leader_id == cluster["node_id"]:
         return cluster
-    with suppress(ClientError):
-        seen: Answer = (await client.request("GET", "/status", address=url, deadline_s=LEADER_S)).body
-        return seen
-    return cluster
+    return await _asked_at(client, url, "/status") or cluster
+
+
+async def _asked_at(client: Client, url: str | None, path: str) -> Answer | None:
+    """What this very node answers; None when it does not."""
+    if url is not None:
+        with suppress(ClientError):
+            seen: Answer = (await client.request("GET", path, address=url, deadline_s=LEADER_S)).body
+            return seen
+    return None
 
 
 def verdict(seen: Mapping[str, Any]) -> ExitCode:

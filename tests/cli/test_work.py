@@ -189,7 +189,7 @@ def cluster(**more: Any) -> dict[str, Any]:
     return {
         "node_id": "n2", "cluster_id": "c", "leader_id": "n1", "term": 3, "has_quorum": True, "voters_alive": 3,
         "quorum_size": 2, "version": "0.1.0",
-        "voters": [{**voter, "node_id": f"n{i}", "url": f"http://127.0.0.1:877{i}"} for i in (1, 2, 3)], **more,
+        "voters": [{**voter, "node_id": f"n{i}", "url": f"http://127.0.0.1:{i}"} for i in (1, 2, 3)], **more,
     }  # fmt: skip
 
 
@@ -214,7 +214,7 @@ def test_status_is_a_verdict(node: FakeNode, run: Any, more: dict[str, Any], exp
     node.answers["GET", "/events"] = (200, {"items": [event], "next": 2})
     code, out, _ = run(group="status")
     assert code == expected
-    for expectation in (word, "http://127.0.0.1:8772", "w1", "H100", "2 pending; oldest pending 12 s", "WORK_ADDED"):
+    for expectation in (word, "http://127.0.0.1:2", "w1", "H100", "2 pending; oldest pending 12 s", "WORK_ADDED"):
         assert expectation in out
     code, out, _ = run("--json", group="status")
     assert json.loads(out)["status"]["node_id"] == "n2"
