@@ -218,3 +218,20 @@ def test_status_is_a_verdict(node: FakeNode, run: Any, more: dict[str, Any], exp
         assert expectation in out
     code, out, _ = run("--json", group="status")
     assert json.loads(out)["status"]["node_id"] == "n2"
+
+
+def test_the_workers_are_those_that_the_leader_knows(node: FakeNode, run: Any) -> None:
+    """The node asked may have started only now."""
+    worker = {"node_id": "w1", "roles": ["worker"], "state": "alive", "last_seen_s": 0.5, "version": "0.1.0"}
+    with FakeNode() as leader:
+        voters = [{**cluster()["voters"][0], "url": f"http://{leader.address}"}]
+        seen = cluster(node_id="n1", voters=voters, url=f"http://{leader.address}")
+        leader.answers["GET", "/status"] = (200, seen)
+        leader.answers["GET", "/peers"] = (200, {"items": [worker]})
+        node.answers["GET", "/status"] = (200, {**seen, "node_id": "n2", "url": f"http://{node.address}"})
+        node.answers["GET", "/peers"] = (200, {"items": []})
+        node.answers["GET", "/work/status"] = (200, {"by_status": {}, "by_type": {}, "leases_by_node": {}})
+        node.answers["GET", "/events"] = (200, {"items": [], "next": 1})
+        code, out, _ = run(group="status")
+    assert code == 0
+    assert "w1" in out
