@@ -326,3 +326,20 @@ async def test_how_long_syncs_commits_and_applies_take_is_told() -> None:
         assert len(times.commits) == len(times.applies) == 5
         assert min(times.commits) >= 0.04
         assert len(times.syncs) >= 4
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_disks_slower_than_the_election_time_out_delay_an_election_and_do_not_prevent_it(seed: int) -> None:
+    """Nobody goes on to the next term while its own disk still has the one before to keep."""
+    sync_ms = 3 * RaftConfig().election_max_ms
+
+    async def scenario() -> None:
+        async with cluster(3, seed=seed) as c:
+            await c.write("a")
+            c.disk_ms = dict.fromkeys(c.names, (0.9 * sync_ms, 1.1 * sync_ms))
+            old, began_s = await c.leader(), c.loop.time()
+            c.kill(old)
+            await c.until(lambda: c.leader_now() not in (None, old), 60)
+            assert c.loop.time() - began_s < 4 * sync_ms / 1000
+
+    run(scenario())

@@ -39,6 +39,8 @@ class Candidate(Protocol):
 
     def is_leader(self) -> bool: ...
 
+    def is_vote_kept(self) -> bool: ...
+
     def has_live_leader(self) -> bool: ...
 
     def stand_now(self) -> None: ...
@@ -143,6 +145,8 @@ class Election:
         """A peer asks whether it would get this node's vote."""
         log = self._log
         granted = asked.term > log.term() and (asked.last_term, asked.last_index) >= log.last_entry()
+        # A vote that waits for this node's disk may yet elect: nobody is told to go on to the next term.
+        granted = granted and log.is_vote_kept()
         if granted and log.has_live_leader():
             granted = False
             if not log.is_leader():

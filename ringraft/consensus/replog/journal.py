@@ -328,6 +328,11 @@ class Journal:
         """Entries up to here survive a power cut."""
         return self._synced_index
 
+    @property
+    def is_vote_kept(self) -> bool:
+        """The present term, and this node's vote in it, survive a power cut."""
+        return self._vote_kept == self._vote
+
     def sync(self) -> int:
         """Write what was noted before this call, and return how much that is once it survives a power cut.
 

@@ -41,6 +41,8 @@ class LogStore(Protocol):
     def synced(self) -> int: ...
     @property
     def synced_index(self) -> int: ...
+    @property
+    def is_vote_kept(self) -> bool: ...
     def __len__(self) -> int: ...
     def __getitem__(self, item: Any) -> Any: ...
     def add(self, command: bytes, idx: int, term: int) -> None: ...
@@ -212,6 +214,10 @@ class BareSyncObj(library.SyncObj):  # type: ignore[misc]
     def log_bytes(self) -> int:
         """Bytes of the log on disk."""
         return self._journal.log_bytes
+
+    def is_vote_kept(self) -> bool:
+        """This node's term, and its vote in it, survive a power cut."""
+        return self._journal.is_vote_kept
 
     def durable_index(self) -> int:
         """This node's own log survives a power cut up to here."""

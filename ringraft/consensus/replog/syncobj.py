@@ -220,8 +220,8 @@ class RaftLog(BareSyncObj):
         if not self.is_leader() and self._SyncObj__raftElectionDeadline <= now:
             if self.is_behind():
                 self._SyncObj__applyLogEntries()
-            if self.is_behind() or not self._electorate.may_stand():
-                # Its table of voters may be an old one, or it is no voter: it has no election to stand for.
+            if self.is_behind() or not self._electorate.may_stand() or not self.is_vote_kept():
+                # Its table of voters may be old, it is no voter, or its disk still has the election before to keep.
                 self.wait_anew()
             elif not self._election.may_stand(self.term() + 1) or not self.is_linked_at_all():
                 self.wait_anew()
