@@ -552,3 +552,19 @@ async def test_a_snapshot_from_whom_this_node_neither_knows_nor_reaches_stops_no
         node.on_messages("n9", [Chunk(node._log.term() + 1, 100, 1, 1, 0, False, b"x")])
         await c.write("b")
         assert not c.failures and await c.converged() == ["a", "b"]
+
+
+@virtual
+async def test_who_is_removed_just_when_the_log_has_forgotten_what_it_lacks_is_told_nothing_wrong() -> None:
+    async with cluster(3, config=RaftConfig(snapshot_entries=40, segment_bytes=4096)) as c:
+        for number in range(100):
+            await c.write(f"w{number}")
+        leader = await c.leader()
+        log = c.nodes[leader]._log
+        behind = next(name for name in c.names if name != leader)
+        assert log.first_index() > 40
+        # As it is from the moment that the log forgets until the next heartbeat.
+        log.progress[behind].next_index = log.first_index() - 20
+        c.network.keep_sent = True
+        log._followers.part_with(behind)
+        assert not [message for _, target, message in c.network.sent if target == behind]

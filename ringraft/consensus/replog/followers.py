@@ -61,7 +61,9 @@ class Followers:
     def part_with(self, peer_id: str) -> None:
         """A follower goes; it is told last what is committed, its own going included."""
         progress = self.progress.pop(peer_id, None)
-        if progress is not None and progress.mode is Mode.STREAM and self._leader.is_linked(peer_id):
+        if progress is None or progress.next_index <= self._leader.first_index():
+            return  # nothing that it can be told of follows what it holds
+        if progress.mode is Mode.STREAM and self._leader.is_linked(peer_id):
             self._send_entries(peer_id, progress, progress.next_index, limit=0)
             self._frames.clear()
 
