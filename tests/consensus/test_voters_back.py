@@ -67,3 +67,25 @@ async def test_a_voter_removed_and_added_while_it_was_away_is_admitted() -> None
         await c.until(lambda: all(node.first_index() > 30 for node in c.nodes.values()))
         await c.start("n3")
         await admitted(c, "n3")
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_the_last_of_two_goes_on_alone_though_it_dies_as_soon_as_the_other_has_left(cut: bool) -> None:
+    run(last_of_two(cut))
+
+
+async def last_of_two(cut: bool) -> None:
+    async with cluster(2) as c:
+        await c.write("a")
+        await c.converged()
+        leader = await c.leader()
+        other = next(name for name in c.names if name != leader)
+        assert isinstance(await change(c, lambda basis: RemoveVoter(other, basis)), Done)
+        await c.until(lambda: other in c.removed)
+        if cut:
+            c.cut_power(leader)
+        else:
+            c.kill(leader)
+        c.kill(other)
+        await c.start(leader)
+        await c.write("b")

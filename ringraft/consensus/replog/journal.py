@@ -128,7 +128,7 @@ class Journal:
         self._synced_index = 0
         self._sync_bound = UNBOUNDED
         """The lowest index that the log ended at since the sync under way began."""
-        self._is_mark_due = False
+        self._is_mark_due = self._is_mark_kept = False
         # Held by the thread that syncs: one at a time.
         self._sync_turn = Lock()
         self._vote_kept = self._vote
@@ -311,6 +311,13 @@ class Journal:
                 self._is_mark_due = True
                 self._written += 1
 
+    def keep_commit_index(self) -> None:
+        """Let the next sync write the mark and sync it too. For what others may never tell again: a voter that has
+        left had a part in committing its going, and does not come back to confirm it."""
+        with self._state:
+            self._is_mark_due = self._is_mark_kept = True
+            self._written += 1
+
     # Syncing
 
     @property
@@ -341,15 +348,15 @@ class Journal:
         with self._sync_turn:
             self._tape.refuse_if_failed()
             with self._state:
-                written, is_mark_due = self._written, self._is_mark_due
-                self._is_mark_due = False
+                written, is_mark_due, is_mark_kept = self._written, self._is_mark_due, self._is_mark_kept
+                self._is_mark_due = self._is_mark_kept = False
             self._write_out()
             self._tape.sync()
             with self._state:
                 self._synced = written
                 self._synced_index = max(self._synced_index, min(self._tape.last_index, self._sync_bound))
             if is_mark_due:
-                self._write_mark()
+                self._write_mark(is_kept=is_mark_kept)
             return written
 
     def flush(self) -> None:
@@ -389,11 +396,13 @@ class Journal:
     def _mark(self) -> Mark:
         return Mark(min(self._commit_index, self._synced_index), *self._tape.synced_place)
 
-    def _write_mark(self) -> None:
+    def _write_mark(self, *, is_kept: bool = False) -> None:
         mark = self._mark()
         assert self._mark_file is not None
         with self._tape.failing(self._directory, "write the mark"):
             write_mark(self._mark_file, mark)
+            if is_kept:
+                self._mark_file.sync()
         self._marked = mark
 
     def close(self) -> None:

@@ -184,6 +184,7 @@ class RaftLog(BareSyncObj):
             self._SyncObj__lastResponseTime[node] = self._clock.monotonic_s()
         self._SyncObj__otherNodes: set[Node] = others
         self._quorum = quorum_size(voters)
+        self._journal.keep_commit_index()
         if self.is_leader() and not self._electorate.may_stand():
             self.resign()
 
