@@ -357,3 +357,34 @@ def test_a_snapshot_renamed_by_a_process_that_died_is_durable_before_the_log_for
     disk = disk.after_kill()
     assert Life(disk).boot().first_index == 29, "the log begins anew at the snapshot"
     assert Life(disk.after_power_cut()).boot().first_index == 29
+
+
+def test_records_that_a_power_cut_left_behind_the_end_of_the_file_never_come_back() -> None:
+    """Blocks may reach the medium without the file's new size, and a later size without the blocks under it."""
+
+    def add(journal: Journal, count: int, term: int) -> None:
+        for _ in range(count):
+            journal.add(b"entry of %d" % term, journal.last_index + 1, term)
+
+    disk = MemoryDisk()
+    journal = Journal.open(JOURNAL, disk=disk)
+    journal.setCurrentTerm(1, None)
+    add(journal, 3, 1)
+    journal.sync()
+    path = next(path for path in disk.inodes if path.suffix == ".seg")
+    add(journal, 2, 1)
+    journal.flush()
+    behind, size = disk.contents()[path], len(disk.inodes[path].durable)
+    disk = disk.after_power_cut()
+    assert len(disk.contents()[path]) == size
+    disk.log.clear()
+    journal = Journal.open(JOURNAL, disk=disk)
+    is_freed = "truncate" in disk.log
+    journal.setCurrentTerm(2, None)
+    add(journal, 1, 2)
+    journal.sync()
+    synced = disk.contents()[path]
+    contents = disk.after_power_cut().contents()
+    contents[path] = synced + (bytes(len(behind) - len(synced)) if is_freed else behind[len(synced) :])
+    again = Journal.open(JOURNAL, disk=MemoryDisk.holding(contents))
+    assert [term for _, _, term in again[:]] == [1, 1, 1, 2]

@@ -60,8 +60,10 @@ class Tape:
         segment, cut = self._segments[-1], found.cut
         with self.failing(segment.path, "open"):
             self._active = self._disk.open(segment.path)
+            # Also where nothing is cut: blocks behind the end may hold records that a power cut kept without the
+            # size. A file that grows over them, and loses power again, would show them as what it holds.
+            self._active.truncate(segment.size)
             if cut is not None:
-                self._active.truncate(cut.offset)
                 logger.warning(
                     "torn tail cut action=journal_cut file=%s offset=%d bytes=%d reason=%r",
                     cut.path,
