@@ -100,10 +100,15 @@ class Door:
             if request.is_hop:
                 return NOT_APPLIED
             if leader is not None and leader != self.node_id:
+                if request.key is None:
+                    # As the service does: what is passed on twice has one effect.
+                    request = replace(request, key=f"{self.node_id}-{self._rng.getrandbits(64):016x}")
                 how, answer = await self._ask(leader, request, until_s)
                 if how == "answer" and answer.ending is not Ending.NOT_APPLIED:
                     return answer
-                is_unknown = is_unknown or how == "no_answer"
+                if how == "no_answer":
+                    is_unknown = True
+                    command = Command(command.op, verb.key(ANYBODY, request.key, request.body))
             if self._loop.time() >= until_s:
                 return UNKNOWN if is_unknown else NOT_APPLIED
             await self._chance(until_s)
