@@ -265,6 +265,7 @@ async def patiently(attempt: Callable[[], Awaitable[Any]]) -> Any:
         try:
             return await attempt()
         except Exception as error:
+            # Each client has errors of its own while its servers come up; the last one is told at the end.
             if time.monotonic() > stop_at:
                 raise TimeoutError(f"the peer was not ready in {START_S:g} s") from error
             await asyncio.sleep(0.2)

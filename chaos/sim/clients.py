@@ -49,6 +49,7 @@ class Client:
         return self._running is not None and self._running.done()
 
     async def run(self) -> None:
+        """What a client of this kind asks for, until it asks for nothing any more."""
         raise NotImplementedError
 
     async def call(self, verb: str, body: dict[str, Any], *, keyed: bool = False, wait_s: float = 0.0) -> Answer:

@@ -309,7 +309,7 @@ class MemoryLinks:
                 target.listener.on_messages(self.node_id, [message])
 
     async def accept_peer(self, request: web.Request) -> web.StreamResponse:
-        raise NotImplementedError
+        raise NotImplementedError("messages come through the simulated network")
 
 
 class Cluster:

@@ -287,7 +287,7 @@ class BareSyncObj(library.SyncObj):  # type: ignore[misc]
         self._SyncObj__onMessageReceived(node, {"type": "timeout_now", "term": term})
 
     def promise(self, peer_id: str, message: Message) -> None:
-        """Send what promises that something is kept."""
+        """Send what promises that something is kept, once it is: whoever has the journal knows when (``RaftLog``)."""
         raise NotImplementedError
 
     def _checkCommandsToApply(self) -> None:
